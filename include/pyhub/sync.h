@@ -1,0 +1,216 @@
+/* sync.h: clocks, the robust mutex that producers share, and the copy that
+ * readers validate.
+ *
+ * Facts behind the choices: docs/decisions/0003 (lock) and 0004 (commit by
+ * one word).
+ */
+#ifndef PYHUB_SYNC_H
+#define PYHUB_SYNC_H
+
+/* pthread_mutex_clocklock and the robust mutex are outside strict C11. */
+#ifndef _GNU_SOURCE
+#error "compile with -D_GNU_SOURCE (g++ defines it by itself)"
+#endif
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <time.h>
+
+#include "abi.h"
+
+/* A wait that a person may interrupt is cut into slices of this length. */
+#define PHB_WAIT_SLICE_NS 50000000ll
+
+/* --- Clocks -------------------------------------------------------------- */
+
+/* For deadlines: never steps. */
+static inline int64_t phb_monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000ll + now.tv_nsec;
+}
+
+/* For time stamps: nanoseconds since 1970-01-01 UTC; may step. */
+static inline uint64_t phb_wall_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+}
+
+static inline struct timespec phb_timespec(int64_t ns)
+{
+    struct timespec spec;
+    spec.tv_sec = (time_t)(ns / 1000000000ll);
+    spec.tv_nsec = (long)(ns % 1000000000ll);
+    return spec;
+}
+
+/* --- The producers' lock ------------------------------------------------- */
+
+/* Room for any libc's mutex; the real size is compared at attach. */
+typedef union phb_mutex {
+    pthread_mutex_t mutex;
+    unsigned char reserved[128];
+} phb_mutex;
+
+PHB_ASSERT_SIZE(phb_mutex, 128);
+PHB_STATIC_ASSERT(sizeof(pthread_mutex_t) <= 128, "no room for this libc's mutex");
+
+/* Robust: the next locker learns of an owner's death. Error-checking: a
+ * second lock by the same thread is refused instead of waiting for itself.
+ * No priority inheritance: with it a garbage owner word aborts the locker. */
+static inline int phb_mutex_init(phb_mutex *shared)
+{
+    pthread_mutexattr_t attributes;
+    int error = pthread_mutexattr_init(&attributes);
+    if (!error) {
+        error = pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
+    }
+    if (!error) {
+        error = pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
+    }
+    if (!error) {
+        error = pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ERRORCHECK);
+    }
+    if (!error) {
+        error = pthread_mutex_init(&shared->mutex, &attributes);
+    }
+    pthread_mutexattr_destroy(&attributes);
+    errno = error;
+    return error ? PHB_SYSTEM : PHB_OK;
+}
+
+static inline int phb_mutex_status(int error)
+{
+    switch (error) {
+    case 0: return PHB_OK;
+    case EOWNERDEAD: return PHB_RECOVERED;
+    case ETIMEDOUT:
+    case EBUSY: return PHB_TIMEOUT;
+    case EDEADLK: return PHB_MISUSE;
+    default: errno = error; return PHB_SYSTEM;
+    }
+}
+
+static inline int phb_mutex_trylock(phb_mutex *shared)
+{
+    return phb_mutex_status(pthread_mutex_trylock(&shared->mutex));
+}
+
+/* Wait until `deadline_ns` (phb_monotonic_ns), at most one slice: then
+ * PHB_INTERRUPTED, so that the caller can look at its signals.
+ * PHB_RECOVERED: the caller owns the lock, must repair what it guards, and
+ * then call phb_mutex_consistent. */
+static inline int phb_mutex_lock(phb_mutex *shared, int64_t deadline_ns)
+{
+    int64_t slice = phb_monotonic_ns() + PHB_WAIT_SLICE_NS;
+    int64_t until = deadline_ns < slice ? deadline_ns : slice;
+    int status;
+#if defined(__SANITIZE_THREAD__)
+    /* gcc 12's ThreadSanitizer does not know clocklock and reports two races
+     * that are not there. Drop this branch when it does. */
+    struct timespec wall = phb_timespec((int64_t)phb_wall_ns() + until - phb_monotonic_ns());
+    status = phb_mutex_status(pthread_mutex_timedlock(&shared->mutex, &wall));
+#else
+    struct timespec spec = phb_timespec(until);
+    status = phb_mutex_status(
+        pthread_mutex_clocklock(&shared->mutex, CLOCK_MONOTONIC, &spec));
+#endif
+    if (status == PHB_TIMEOUT && until < deadline_ns) {
+        return PHB_INTERRUPTED;
+    }
+    return status;
+}
+
+static inline int phb_mutex_consistent(phb_mutex *shared)
+{
+    return phb_mutex_status(pthread_mutex_consistent(&shared->mutex));
+}
+
+static inline int phb_mutex_unlock(phb_mutex *shared)
+{
+    int error = pthread_mutex_unlock(&shared->mutex);
+    return error == EPERM ? PHB_MISUSE : phb_mutex_status(error);
+}
+
+/* --- Copies that may race, legally --------------------------------------- */
+
+/* One side of these copies is shared memory that another process may be
+ * changing. The words of that side are relaxed atomics, so that the race is
+ * defined by C11 (and silent under ThreadSanitizer); whether the bytes belong
+ * together is decided afterwards, by a sequence word. `shared` is aligned to
+ * 8 bytes; the private side may be unaligned. */
+static inline void phb_copy_from_shared(void *private_, const void *shared, uint64_t size)
+{
+    unsigned char *to = (unsigned char *)private_;
+    const uint64_t *from = (const uint64_t *)shared;
+    for (; size >= 32; size -= 32, to += 32, from += 4) {
+        uint64_t words[4];
+        words[0] = __atomic_load_n(from + 0, __ATOMIC_RELAXED);
+        words[1] = __atomic_load_n(from + 1, __ATOMIC_RELAXED);
+        words[2] = __atomic_load_n(from + 2, __ATOMIC_RELAXED);
+        words[3] = __atomic_load_n(from + 3, __ATOMIC_RELAXED);
+        memcpy(to, words, 32);
+    }
+    for (; size >= 8; size -= 8, to += 8, from += 1) {
+        uint64_t word = __atomic_load_n(from, __ATOMIC_RELAXED);
+        memcpy(to, &word, 8);
+    }
+    for (const unsigned char *rest = (const unsigned char *)from; size; size--) {
+        *to++ = __atomic_load_n(rest++, __ATOMIC_RELAXED);
+    }
+}
+
+static inline void phb_copy_to_shared(void *shared, const void *private_, uint64_t size)
+{
+    uint64_t *to = (uint64_t *)shared;
+    const unsigned char *from = (const unsigned char *)private_;
+    for (; size >= 32; size -= 32, to += 4, from += 32) {
+        uint64_t words[4];
+        memcpy(words, from, 32);
+        __atomic_store_n(to + 0, words[0], __ATOMIC_RELAXED);
+        __atomic_store_n(to + 1, words[1], __ATOMIC_RELAXED);
+        __atomic_store_n(to + 2, words[2], __ATOMIC_RELAXED);
+        __atomic_store_n(to + 3, words[3], __ATOMIC_RELAXED);
+    }
+    for (; size >= 8; size -= 8, to += 1, from += 8) {
+        uint64_t word;
+        memcpy(&word, from, 8);
+        __atomic_store_n(to, word, __ATOMIC_RELAXED);
+    }
+    for (unsigned char *rest = (unsigned char *)to; size; size--) {
+        __atomic_store_n(rest++, *from++, __ATOMIC_RELAXED);
+    }
+}
+
+/* --- Waiting without a lock ---------------------------------------------- */
+
+/* Wait until *word differs from `seen`, or until `deadline_ns`, at most one
+ * slice. A reader cannot write, so nobody can wake it: it looks again after
+ * naps that grow from 50 us to 1 ms, which is also the worst delay added. */
+static inline int phb_wait_change(const phb_u64 *word, uint64_t seen, int64_t deadline_ns)
+{
+    int64_t start = phb_monotonic_ns();
+    int64_t slice = start + PHB_WAIT_SLICE_NS;
+    int64_t nap = 50000;
+    while (phb_load64_acquire(word) == seen) {
+        int64_t now = phb_monotonic_ns();
+        if (now >= deadline_ns) {
+            return PHB_TIMEOUT;
+        }
+        if (now >= slice) {
+            return PHB_INTERRUPTED;
+        }
+        struct timespec spec = phb_timespec(nap < deadline_ns - now ? nap : deadline_ns - now);
+        if (clock_nanosleep(CLOCK_MONOTONIC, 0, &spec, NULL) == EINTR) {
+            return PHB_INTERRUPTED;
+        }
+        nap = nap * 2 < 1000000 ? nap * 2 : 1000000;
+    }
+    return PHB_OK;
+}
+
+#endif

@@ -1,0 +1,163 @@
+"""The headers as Cython sees them; include/pyhub says what each line means."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+
+cdef extern from "pyhub/abi.h" nogil:
+    const uint32_t PHB_ABI_VERSION
+    ctypedef enum phb_status:
+        PHB_OK
+        PHB_TIMEOUT
+        PHB_INTERRUPTED
+        PHB_RECOVERED
+        PHB_EMPTY
+        PHB_BUSY
+        PHB_OVERRUN
+        PHB_CLOSED
+        PHB_CAPACITY
+        PHB_MISUSE
+        PHB_SYSTEM
+        PHB_EXISTS
+        PHB_IN_USE
+        PHB_NOT_SEGMENT
+        PHB_BAD_ABI
+        PHB_BAD_KIND
+        PHB_BAD_BOOT
+        PHB_BAD_PIDNS
+        PHB_BAD_OWNER
+        PHB_BAD_MODE
+        PHB_TRUNCATED
+        PHB_DAMAGED
+
+    ctypedef struct phb_u32:
+        pass
+    ctypedef struct phb_u64:
+        pass
+    uint32_t phb_load32(const phb_u32 *)
+    uint32_t phb_load32_acquire(const phb_u32 *)
+    uint64_t phb_load64(const phb_u64 *)
+    uint64_t phb_load64_acquire(const phb_u64 *)
+
+
+cdef extern from "pyhub/sync.h" nogil:
+    int64_t phb_monotonic_ns()
+    int phb_wait_change(const phb_u64 *, uint64_t seen, int64_t deadline_ns)
+    void phb_copy_to_shared(void *, const void *, uint64_t size)
+
+
+cdef extern from "pyhub/lease.h" nogil:
+    int phb_lease_own(const char *path, uint64_t *lease)
+    int phb_lease_is_alive(const char *path, uint64_t lease)
+
+
+cdef extern from "pyhub/segment.h" nogil:
+    ctypedef struct phb_segment_header:
+        uint32_t abi_version
+        uint32_t byte_order
+        uint32_t mutex_size
+        uint32_t creator_uid
+        uint64_t segment_size
+        uint64_t pid_namespace
+        uint64_t created_ns
+        uint32_t creator_pid
+        unsigned char segment_id[16]
+    ctypedef struct phb_segment_live:
+        phb_u64 owner_lease
+        phb_u32 owner_pid
+        phb_u32 is_closed
+    ctypedef struct phb_segment:
+        unsigned char *base
+        uint64_t size
+        int fd
+        int writable
+        phb_segment_live *live
+    void phb_segment_detach(phb_segment *)
+    int phb_segment_is_named(const phb_segment *, const char *path)
+    void phb_segment_close(phb_segment *, const char *path)
+    int phb_segment_remove_dead(const char *path, const char *leases)
+
+
+cdef extern from "pyhub/datablock.h" nogil:
+    enum:
+        PHB_MAX_NDIM
+        PHB_DTYPE_BYTES
+        PHB_MAX_SLOTS
+        PHB_ZONE_FLEX
+        PHB_ZONE_STRUCTURED
+        PHB_FLEX_MSGPACK
+        PHB_FLEX_JSON
+    ctypedef struct phb_datablock_constants:
+        phb_segment_header segment
+        uint64_t flex_zone_capacity
+        uint64_t flex_zone_stride
+        uint64_t flex_zone_offset
+        uint64_t structured_buffer_capacity
+        uint64_t structured_buffer_stride
+        uint64_t structured_buffer_offset
+        uint64_t control_offset
+        uint64_t itemsize
+        uint64_t shape[8]
+        uint32_t ndim
+        uint32_t n_slots
+        char dtype[1024]
+    ctypedef struct phb_datablock_control:
+        phb_u32 is_writing
+        phb_u32 writer_pid
+        phb_u64 n_recovered
+        phb_u64 n_aborted
+        phb_u64 commit
+    ctypedef struct phb_snapshot:
+        uint64_t commit
+        uint64_t flex_zone_size
+        uint64_t flex_zone_version
+        uint64_t structured_buffer_size
+        uint64_t structured_buffer_version
+        double timestamp
+        uint64_t newest_slot
+        uint64_t n_filled
+        uint64_t zones
+    ctypedef struct phb_frame:
+        uint64_t commit
+        uint64_t version
+        uint64_t frame_id
+        uint64_t timestamp_ns
+        uint64_t size
+        uint64_t slot
+        uint64_t flex_version
+        uint64_t flex_size
+        uint32_t flex_encoding
+        int has_data
+    ctypedef struct phb_update:
+        uint32_t zones
+        uint32_t flex_encoding
+        uint64_t flex_size
+        uint64_t structured_size
+        const uint64_t *frame_id
+        uint64_t timestamp_ns
+    ctypedef struct phb_datablock:
+        phb_datablock_constants constants
+        phb_segment_live *live
+        phb_datablock_control *control
+        int is_open
+        uint32_t slot
+        uint32_t entry
+    int phb_datablock_create(phb_datablock *, phb_segment *, const char *directory,
+                             const char *path, const char *name, uint64_t lease)
+    int phb_datablock_attach(phb_datablock *, phb_segment *, const char *path,
+                             uint32_t owner_uid, int writable)
+    void phb_datablock_adopt(phb_datablock *, const char *leases, uint64_t lease)
+    void phb_datablock_snapshot(const phb_datablock *, phb_snapshot *)
+    int phb_datablock_read(const phb_datablock *, const uint64_t *version, void *data,
+                           void *flex, phb_frame *)
+    int phb_datablock_is_valid(const phb_datablock *, const phb_frame *)
+    int phb_datablock_begin(phb_datablock *, int64_t deadline_ns)
+    void *phb_datablock_data(phb_datablock *)
+    void *phb_datablock_flex(phb_datablock *)
+    int phb_datablock_end(phb_datablock *, const phb_update *, phb_snapshot *)
+    int phb_datablock_abort(phb_datablock *)
+    int phb_datablock_is_mine(const phb_datablock *)
+
+
+cdef extern from "pyhub/flex.h" nogil:
+    int phb_flex_check(const unsigned char *object, uint64_t size,
+                       uint32_t max_depth, uint64_t max_items)

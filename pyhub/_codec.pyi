@@ -1,0 +1,3 @@
+def check_msgpack(
+    packed: bytes | bytearray | memoryview, max_depth: int, max_items: int
+) -> None: ...

@@ -1,0 +1,24 @@
+# cython: language_level=3, embedsignature=False
+"""The bounded walk over MessagePack bytes (include/pyhub/flex.h)."""
+
+from pyhub._abi cimport PHB_CAPACITY, PHB_OK, phb_flex_check
+
+from pyhub.errors import CodecError
+
+
+def check_msgpack(const unsigned char[::1] packed not None, unsigned int max_depth,
+                  unsigned long long max_items):
+    """Refuse MessagePack bytes that are no single whole object within the limits."""
+    cdef Py_ssize_t size = packed.shape[0]
+    cdef int status = phb_flex_check(&packed[0] if size else NULL, size, max_depth, max_items)
+    if status == PHB_CAPACITY:
+        raise CodecError(
+            f"the object nests deeper than {max_depth} levels or has more than "
+            f"{max_items} items.\n"
+            "  A flex zone holds parameters; put bulk data into the frame itself."
+        )
+    if status != PHB_OK:
+        raise CodecError(
+            f"these {size} bytes are not one whole MessagePack object.\n"
+            "  The producer wrote something else into its flex zone, or named a wrong size."
+        )

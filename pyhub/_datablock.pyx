@@ -1,0 +1,479 @@
+# cython: language_level=3, embedsignature=False
+"""The DataBlock of one process: include/pyhub/datablock.h, called from Python."""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset, strlen
+
+from pyhub._abi cimport (
+    PHB_BAD_ABI,
+    PHB_BUSY,
+    PHB_CAPACITY,
+    PHB_CLOSED,
+    PHB_DTYPE_BYTES,
+    PHB_EMPTY,
+    PHB_FLEX_JSON,
+    PHB_FLEX_MSGPACK,
+    PHB_INTERRUPTED,
+    PHB_MAX_NDIM,
+    PHB_MAX_SLOTS,
+    PHB_MISUSE,
+    PHB_OK,
+    PHB_OVERRUN,
+    PHB_RECOVERED,
+    PHB_TIMEOUT,
+    PHB_ZONE_FLEX,
+    PHB_ZONE_STRUCTURED,
+    phb_copy_to_shared,
+    phb_datablock,
+    phb_datablock_abort,
+    phb_datablock_adopt,
+    phb_datablock_attach,
+    phb_datablock_begin,
+    phb_datablock_create,
+    phb_datablock_data,
+    phb_datablock_end,
+    phb_datablock_flex,
+    phb_datablock_is_mine,
+    phb_datablock_is_valid,
+    phb_datablock_read,
+    phb_datablock_snapshot,
+    phb_frame,
+    phb_load32,
+    phb_load32_acquire,
+    phb_load64,
+    phb_load64_acquire,
+    phb_monotonic_ns,
+    phb_snapshot,
+    phb_update,
+    phb_wait_change,
+)
+from pyhub._core cimport Segment, deadline_after, error_for, fork_generation
+
+import os
+
+from pyhub import errors
+from pyhub._core import ABI_VERSION
+
+cdef extern from "errno.h" nogil:
+    int errno
+
+ZONE_FLEX = PHB_ZONE_FLEX
+ZONE_STRUCTURED = PHB_ZONE_STRUCTURED
+FLEX_MSGPACK = PHB_FLEX_MSGPACK
+FLEX_JSON = PHB_FLEX_JSON
+MAX_SLOTS = PHB_MAX_SLOTS
+
+# What `read` answers beside a frame.
+EMPTY = PHB_EMPTY
+BUSY = PHB_BUSY
+OVERRUN = PHB_OVERRUN
+
+# A copy of fewer bytes takes less time than letting the GIL go and getting it back.
+cdef enum:
+    NOGIL_BYTES = 32768
+
+# Flex objects up to this size are read through the stack.
+cdef enum:
+    STACK_BYTES = 8192
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class DataBlock:
+    """One process's handle on a DataBlock. Channels wrap it: pyhub/datablock.py.
+
+    Threads may share a handle: the lock belongs to the thread that began.
+    """
+
+    cdef phb_datablock db
+    cdef readonly Segment segment
+    cdef int generation
+
+    def __init__(self):
+        raise TypeError("use DataBlock.create or DataBlock.attach")
+
+    @staticmethod
+    def create(path, str name, uint64_t lease, *, uint64_t flex_zone_capacity,
+               uint64_t structured_buffer_capacity, uint32_t n_slots, str dtype,
+               uint64_t itemsize, tuple shape):
+        """Make a segment and give it the name `path`."""
+        cdef DataBlock self = DataBlock.__new__(DataBlock)
+        cdef Segment segment = Segment.__new__(Segment)
+        cdef bytes text = dtype.encode()
+        if len(text) >= PHB_DTYPE_BYTES or len(shape) > PHB_MAX_NDIM:
+            raise errors.LayoutError(f"dtype {dtype!r} or shape {shape!r} is too long")
+        memset(&self.db, 0, sizeof(self.db))
+        self.db.constants.flex_zone_capacity = flex_zone_capacity
+        self.db.constants.structured_buffer_capacity = structured_buffer_capacity
+        self.db.constants.n_slots = n_slots
+        self.db.constants.itemsize = itemsize
+        self.db.constants.ndim = len(shape)
+        for i, n in enumerate(shape):
+            self.db.constants.shape[i] = n
+        memcpy(self.db.constants.dtype, <const char *>text, len(text))
+        cdef bytes c_path = os.fsencode(path)
+        cdef bytes c_directory = os.path.dirname(c_path)
+        cdef bytes c_name = name.encode()
+        cdef const char *path_chars = c_path
+        cdef const char *directory_chars = c_directory
+        cdef const char *name_chars = c_name
+        cdef int status, error
+        with nogil:
+            status = phb_datablock_create(&self.db, &segment.c, directory_chars, path_chars,
+                                          name_chars, lease)
+            error = errno
+        if status != PHB_OK:
+            raise error_for(status, error, name, os.fsdecode(path))
+        return self._bind(segment, name, os.fsdecode(path))
+
+    @staticmethod
+    def attach(path, str name, uint32_t owner_uid, bint writable):
+        """Map the segment that `path` names: read-only, or as another producer."""
+        cdef DataBlock self = DataBlock.__new__(DataBlock)
+        cdef Segment segment = Segment.__new__(Segment)
+        cdef int status = phb_datablock_attach(&self.db, &segment.c, os.fsencode(path),
+                                               owner_uid, writable)
+        cdef int error = errno
+        if status == PHB_BAD_ABI:
+            raise errors.AbiMismatch(
+                f"segment {name!r} has layout {self.db.constants.segment.abi_version}, this "
+                f"pyhub reads layout {ABI_VERSION} (or libc and byte order differ).\n"
+                "  Producer and consumer run different versions of pyhub: bring both to the "
+                "newer one (conda update pyhub)."
+            )
+        if status != PHB_OK:
+            raise error_for(status, error, name, os.fsdecode(path))
+        return self._bind(segment, name, os.fsdecode(path))
+
+    cdef DataBlock _bind(self, Segment segment, str name, str path):
+        segment.name = name
+        segment.path = path
+        self.segment = segment
+        self.generation = fork_generation()
+        return self
+
+    cdef Segment _use(self):
+        """The segment, held by the caller for as long as it runs without the GIL."""
+        if self.generation != fork_generation():
+            raise errors.ForkedHandle(
+                f"channel {self.segment.name!r} was opened before a fork, and is used in the "
+                "child.\n  Open it again in the child, or start processes with the spawn method."
+            )
+        return self.segment
+
+    # --- Constants ---
+
+    @property
+    def n_slots(self):
+        return self.db.constants.n_slots
+
+    @property
+    def flex_zone_capacity(self):
+        return self.db.constants.flex_zone_capacity
+
+    @property
+    def structured_buffer_capacity(self):
+        return self.db.constants.structured_buffer_capacity
+
+    @property
+    def dtype(self):
+        return self.db.constants.dtype[:strlen(self.db.constants.dtype)].decode("utf-8", "replace")
+
+    @property
+    def shape(self):
+        return tuple([self.db.constants.shape[i] for i in range(self.db.constants.ndim)])
+
+    @property
+    def itemsize(self):
+        return self.db.constants.itemsize
+
+    @property
+    def created_ns(self):
+        return self.db.constants.segment.created_ns
+
+    @property
+    def creator_pid(self):
+        return self.db.constants.segment.creator_pid
+
+    @property
+    def segment_id(self):
+        return PyBytes_FromStringAndSize(<char *>self.db.constants.segment.segment_id, 16)
+
+    def slot_offset(self, uint32_t slot):
+        """Where slot `slot` lies in the segment, bytes."""
+        return (self.db.constants.structured_buffer_offset
+                + slot * self.db.constants.structured_buffer_stride)
+
+    def flex_offset(self, uint32_t entry):
+        """Where flex entry `entry` lies in the segment, bytes."""
+        return self.db.constants.flex_zone_offset + entry * self.db.constants.flex_zone_stride
+
+    # --- State, without a lock ---
+
+    @property
+    def commit(self):
+        """The publish counter: the word to wait on."""
+        return phb_load64_acquire(&self.db.control.commit)
+
+    @property
+    def is_writing(self):
+        return bool(phb_load32_acquire(&self.db.control.is_writing))
+
+    @property
+    def writer_pid(self):
+        return phb_load32(&self.db.control.writer_pid)
+
+    @property
+    def n_recovered(self):
+        return phb_load64(&self.db.control.n_recovered)
+
+    @property
+    def n_aborted(self):
+        return phb_load64(&self.db.control.n_aborted)
+
+    def snapshot(self):
+        """What is newest, as of one publish: see the fields of datablock.Header."""
+        cdef phb_snapshot now
+        phb_datablock_snapshot(&self.db, &now)
+        return (now.commit, now.flex_zone_size, now.flex_zone_version,
+                now.structured_buffer_size, now.structured_buffer_version,
+                now.timestamp, now.n_filled, now.zones)
+
+    # --- Reading ---
+
+    def wait(self, uint64_t seen, timeout_s):
+        """Wait until `commit` is no longer `seen`; False at the deadline or once closed."""
+        cdef int64_t deadline = deadline_after(timeout_s)
+        cdef Segment segment = self._use()
+        cdef int status
+        while True:
+            with nogil:
+                status = phb_wait_change(&self.db.control.commit, seen, deadline)
+            PyErr_CheckSignals()
+            if status == PHB_OK:
+                return True
+            if status == PHB_TIMEOUT or phb_load32_acquire(&segment.c.live.is_closed):
+                return False
+
+    def read(self, version, out):
+        """Copy frame `version` (None: the newest) into the buffer `out` (None: leave it).
+
+        Returns (status, commit, version, frame_id, timestamp_ns, size, slot,
+        flex_version, encoding, flex); `status` 0, EMPTY, BUSY or OVERRUN.
+        """
+        cdef Segment segment = self._use()
+        cdef unsigned char stack[STACK_BYTES]
+        cdef unsigned char *flex = stack
+        cdef uint64_t wanted = 0
+        cdef const uint64_t *which = NULL
+        cdef phb_frame frame
+        cdef Py_buffer data
+        cdef bint has_out = out is not None
+        cdef int status
+        if version is not None:
+            wanted = version
+            which = &wanted
+        if has_out:
+            PyObject_GetBuffer(out, &data, PyBUF_SIMPLE)
+        try:
+            if has_out and (<uint64_t>data.len < self.db.constants.structured_buffer_capacity
+                            or data.readonly):
+                raise errors.CapacityError(
+                    f"out has {data.len} writable bytes; a frame of channel "
+                    f"{segment.name!r} takes {self.db.constants.structured_buffer_capacity}.\n"
+                    "  Use an array of the channel's dtype and full shape."
+                )
+            if self.db.constants.flex_zone_capacity > STACK_BYTES:
+                flex = <unsigned char *>PyMem_RawMalloc(self.db.constants.flex_zone_capacity)
+                if flex == NULL:
+                    raise MemoryError()
+            if has_out and self.db.constants.structured_buffer_capacity >= NOGIL_BYTES:
+                with nogil:
+                    status = phb_datablock_read(&self.db, which, data.buf, flex, &frame)
+            else:
+                status = phb_datablock_read(&self.db, which, data.buf if has_out else NULL,
+                                            flex, &frame)
+            if status == PHB_OK:
+                return (0, frame.commit, frame.version, frame.frame_id, frame.timestamp_ns,
+                        frame.size if frame.has_data else None, frame.slot, frame.flex_version,
+                        frame.flex_encoding,
+                        PyBytes_FromStringAndSize(<char *>flex, frame.flex_size)
+                        if frame.flex_version else None)
+            if status == PHB_EMPTY or status == PHB_BUSY or status == PHB_OVERRUN:
+                return (status, frame.commit, frame.version, 0, 0, None, 0, 0, 0, None)
+            raise error_for(status, errno, segment.name, segment.path)
+        finally:
+            if has_out:
+                PyBuffer_Release(&data)
+            if flex != stack:
+                PyMem_RawFree(flex)
+
+    def is_valid(self, uint64_t slot, uint64_t version):
+        """Whether slot `slot` still holds frame `version`, whole."""
+        cdef phb_frame frame
+        frame.has_data = 1
+        frame.slot = slot
+        frame.version = version
+        return bool(phb_datablock_is_valid(&self.db, &frame))
+
+    # --- Writing ---
+
+    def adopt(self, leases, uint64_t lease):
+        """Become the owner if the owner died."""
+        phb_datablock_adopt(&self.db, os.fsencode(leases), lease)
+
+    def begin(self, timeout_s):
+        """Take the lock and open a publication; True if its last owner died in it."""
+        cdef Segment segment = self._use()
+        # Nobody else's: then no clock is read and the GIL is kept.
+        cdef int status = phb_datablock_begin(&self.db, 0)
+        if status == PHB_TIMEOUT:
+            status = self._wait_for_lock(deadline_after(timeout_s))
+        if status == PHB_OK:
+            return False
+        if status == PHB_RECOVERED:
+            return True
+        if status == PHB_TIMEOUT:
+            raise _writer_stalled(segment.name, phb_load32(&self.db.control.writer_pid), timeout_s)
+        raise error_for(status, errno, segment.name, segment.path)
+
+    cdef int _wait_for_lock(self, int64_t deadline) except -1:
+        cdef int status = PHB_INTERRUPTED
+        while status == PHB_INTERRUPTED:
+            with nogil:
+                status = phb_datablock_begin(&self.db, deadline)
+            if status == PHB_OK or status == PHB_RECOVERED:
+                return status
+            PyErr_CheckSignals()
+        return status
+
+    def take_data(self):
+        """Open the next slot for writing; its index."""
+        self._use()
+        if phb_datablock_data(&self.db) == NULL:
+            raise self._misuse()
+        return self.db.slot
+
+    def take_flex(self):
+        """Open the free flex entry for writing; its index."""
+        self._use()
+        if phb_datablock_flex(&self.db) == NULL:
+            raise self._misuse()
+        return self.db.entry
+
+    def write_data(self, source):
+        """Copy the contiguous buffer `source` into the next slot; its bytes."""
+        cdef Segment segment = self._use()
+        cdef Py_buffer data
+        cdef void *slot
+        PyObject_GetBuffer(source, &data, PyBUF_SIMPLE)
+        try:
+            if <uint64_t>data.len > self.db.constants.structured_buffer_capacity:
+                raise errors.CapacityError(
+                    f"the frame takes {data.len} bytes, channel {segment.name!r} has room for "
+                    f"{self.db.constants.structured_buffer_capacity}.\n"
+                    "  Create the channel with the largest shape that will come."
+                )
+            slot = phb_datablock_data(&self.db)
+            if slot == NULL:
+                raise self._misuse()
+            if <uint64_t>data.len >= NOGIL_BYTES:
+                with nogil:
+                    phb_copy_to_shared(slot, data.buf, data.len)
+            else:
+                phb_copy_to_shared(slot, data.buf, data.len)
+            return data.len
+        finally:
+            PyBuffer_Release(&data)
+
+    def write_flex(self, bytes packed not None):
+        """Copy `packed` into the free flex entry; its bytes."""
+        cdef Segment segment = self._use()
+        cdef Py_ssize_t size = len(packed)
+        cdef void *entry
+        if <uint64_t>size > self.db.constants.flex_zone_capacity:
+            raise errors.CapacityError(
+                f"the flex object takes {size} bytes, the flex zone of channel "
+                f"{segment.name!r} has room for {self.db.constants.flex_zone_capacity}.\n"
+                "  Publish less, or create the channel with a larger flexible_zone_size."
+            )
+        entry = phb_datablock_flex(&self.db)
+        if entry == NULL:
+            raise self._misuse()
+        phb_copy_to_shared(entry, <const char *>packed, size)
+        return size
+
+    def end(self, uint32_t zones, uint64_t structured_size, uint64_t flex_size,
+            uint32_t encoding, frame_id, uint64_t timestamp_ns):
+        """Publish `zones` and let the lock go.
+
+        Returns (commit, flex_zone_version, structured_buffer_version).
+        """
+        cdef Segment segment = self._use()
+        cdef uint64_t number = 0
+        cdef phb_update update
+        cdef phb_snapshot published
+        cdef int status
+        update.zones = zones
+        update.flex_encoding = encoding
+        update.flex_size = flex_size
+        update.structured_size = structured_size
+        update.frame_id = NULL
+        update.timestamp_ns = timestamp_ns
+        if frame_id is not None:
+            number = frame_id
+            update.frame_id = &number
+        status = phb_datablock_end(&self.db, &update, &published)
+        if status == PHB_OK:
+            return (published.commit, published.flex_zone_version,
+                    published.structured_buffer_version)
+        if status == PHB_MISUSE:
+            raise self._misuse()
+        if status == PHB_CAPACITY:
+            raise errors.CapacityError(
+                f"channel {segment.name!r}: end_publish names {structured_size} bytes of "
+                f"{self.db.constants.structured_buffer_capacity} and {flex_size} bytes of flex "
+                f"of {self.db.constants.flex_zone_capacity}.\n  Name the bytes that are valid."
+            )
+        raise error_for(status, errno, segment.name, segment.path)
+
+    def abort(self):
+        """Publish nothing and let the lock go; False if nothing was open."""
+        if self.generation != fork_generation() or not phb_datablock_is_mine(&self.db):
+            return False
+        phb_datablock_abort(&self.db)
+        return True
+
+    @property
+    def is_open(self):
+        """Whether this thread has a publication open."""
+        return bool(phb_datablock_is_mine(&self.db))
+
+    cdef object _misuse(self):
+        return error_for(PHB_MISUSE, 0, self.segment.name, self.segment.path)
+
+
+cdef object _writer_stalled(str name, uint32_t pid, timeout_s):
+    """The error for a lock that was not let go in time, with its holder's state."""
+    state = "not visible from here"
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            letter = file.read().rpartition(")")[2].split()[0]
+        state = _STATES.get(letter, letter)
+    except (OSError, IndexError):
+        pass
+    return errors.WriterStalled(
+        f"channel {name!r}: another producer (pid {pid}, {state}) holds the lock since more "
+        f"than {timeout_s} s.\n"
+        f"  It is between begin_publish and end_publish. If it is stopped, let it go on "
+        f"(kill -CONT {pid}) or end it (kill {pid}); what it had not published is rolled back."
+    )
+
+
+_STATES = {"T": "stopped (T)", "t": "stopped by a debugger (t)", "S": "sleeping (S)",
+           "R": "running (R)", "D": "waiting for a device (D)", "Z": "dead (Z)"}

@@ -1,0 +1,149 @@
+"""Every error that pyhub raises: one for each decision that a caller can take.
+
+    PyhubError
+    ├── SegmentNotFound    (FileNotFoundError)  nothing has that name
+    ├── SegmentExists      (FileExistsError)    the name is in use
+    ├── SegmentDamaged     (OSError)            no segment, truncated, or contradictory
+    ├── SegmentStale       (OSError)            left over from before the last reboot
+    ├── AbiMismatch        (OSError)            another layout, byte order or libc
+    ├── NamespaceMismatch  (OSError)            made in another PID namespace
+    ├── SharedMemoryFull   (OSError)            no room for the segment
+    ├── AccessDenied       (PermissionError)    owner, mode or key
+    ├── InvalidName        (ValueError)         no channel can be called so
+    ├── LayoutError        (ValueError)         dtype or shape does not fit
+    ├── CapacityError      (ValueError)         larger than the zone
+    ├── CodecError         (ValueError)         not what a flex zone can hold
+    ├── ChannelClosed      (ValueError)         closed, here or by its producer
+    │   └── ProducerDied                        ... by death
+    ├── PublishError       (RuntimeError)       begin and end out of order
+    ├── ForkedHandle       (RuntimeError)       made before a fork, used after
+    ├── WaitTimeout        (TimeoutError)       the deadline passed
+    │   └── WriterStalled                       ... because a producer holds the lock
+    ├── Overrun            (LookupError)        the frame was overwritten
+    ├── BrokerUnreachable  (ConnectionError)    no broker answers
+    ├── BrokerRefused      (RuntimeError)       the broker answered, with a no
+    └── MissingExtra       (ImportError)        an optional package is not there
+
+Each is also a built-in exception, so a program may catch either. A message
+says what happened with its values, why, and what to do next.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "PyhubError",
+    "SegmentNotFound",
+    "SegmentExists",
+    "SegmentDamaged",
+    "SegmentStale",
+    "AbiMismatch",
+    "NamespaceMismatch",
+    "SharedMemoryFull",
+    "AccessDenied",
+    "InvalidName",
+    "LayoutError",
+    "CapacityError",
+    "CodecError",
+    "ChannelClosed",
+    "ProducerDied",
+    "PublishError",
+    "ForkedHandle",
+    "WaitTimeout",
+    "WriterStalled",
+    "Overrun",
+    "BrokerUnreachable",
+    "BrokerRefused",
+    "MissingExtra",
+]
+
+
+class PyhubError(Exception):
+    """What all errors of pyhub are."""
+
+
+class SegmentNotFound(PyhubError, FileNotFoundError):
+    """No channel has that name; its producer may not have started."""
+
+
+class SegmentExists(PyhubError, FileExistsError):
+    """The name belongs to a segment whose owner lives."""
+
+
+class SegmentDamaged(PyhubError, OSError):
+    """The file is no segment, is truncated, or its header contradicts itself."""
+
+
+class SegmentStale(PyhubError, OSError):
+    """The segment was written before the last reboot."""
+
+
+class AbiMismatch(PyhubError, OSError):
+    """The segment was laid out by another version of pyhub or another libc."""
+
+
+class NamespaceMismatch(PyhubError, OSError):
+    """The segment's lock belongs to another PID namespace (another container)."""
+
+
+class SharedMemoryFull(PyhubError, OSError):
+    """The directory of the segments has no room for another one of that size."""
+
+
+class AccessDenied(PyhubError, PermissionError):
+    """A file belongs to somebody else, or is open to too many."""
+
+
+class InvalidName(PyhubError, ValueError):
+    """A channel cannot have that name."""
+
+
+class LayoutError(PyhubError, ValueError):
+    """The dtype or shape is not one that a DataBlock can hold."""
+
+
+class CapacityError(PyhubError, ValueError):
+    """More bytes than the zone has room for; nothing was published."""
+
+
+class CodecError(PyhubError, ValueError):
+    """The object cannot go into a flex zone, or the zone holds no such object."""
+
+
+class ChannelClosed(PyhubError, ValueError):
+    """The channel was closed, by this handle or by its producer."""
+
+
+class ProducerDied(ChannelClosed):
+    """The producer's process ended without closing the channel."""
+
+
+class PublishError(PyhubError, RuntimeError):
+    """A publication was begun twice, ended without a beginning, or by another thread."""
+
+
+class ForkedHandle(PyhubError, RuntimeError):
+    """The handle was made before a fork and used in the child."""
+
+
+class WaitTimeout(PyhubError, TimeoutError):
+    """The deadline passed before what was waited for."""
+
+
+class WriterStalled(WaitTimeout):
+    """Another producer holds the lock; it lives, but does not go on."""
+
+
+class Overrun(PyhubError, LookupError):
+    """The frame was overwritten before it could be read."""
+
+
+class BrokerUnreachable(PyhubError, ConnectionError):
+    """No broker answered in time."""
+
+
+class BrokerRefused(PyhubError, RuntimeError):
+    """The broker understood the request and refused it."""
+
+
+class MissingExtra(PyhubError, ImportError):
+    """An optional package is needed that is not installed."""
