@@ -1,7 +1,7 @@
 # cython: language_level=3, embedsignature=False
 """The bounded walk over MessagePack bytes (include/pyhub/flex.h)."""
 
-from pyhub._abi cimport PHB_CAPACITY, PHB_OK, phb_flex_check
+from pyhub._abi cimport PHB_CAPACITY, PHB_MISUSE, PHB_OK, phb_flex_check
 
 from pyhub.errors import CodecError
 
@@ -16,6 +16,11 @@ def check_msgpack(const unsigned char[::1] packed not None, unsigned int max_dep
             f"the object nests deeper than {max_depth} levels or has more than "
             f"{max_items} items.\n"
             "  A flex zone holds parameters; put bulk data into the frame itself."
+        )
+    if status == PHB_MISUSE:
+        raise CodecError(
+            "the object has a key that is not a text.\n"
+            "  Parameters have names: use str for the keys of all dictionaries."
         )
     if status != PHB_OK:
         raise CodecError(

@@ -74,11 +74,14 @@ static inline int phb_flex_head(const unsigned char *at, uint64_t left, uint64_t
 
 /* PHB_OK: exactly one whole object, at most `max_depth` deep (itself counts
  * as 1) and of at most `max_items` objects in all. PHB_CAPACITY: beyond a
- * limit. PHB_DAMAGED: not one whole MessagePack object. */
+ * limit. PHB_MISUSE: a map's key that is no text. PHB_DAMAGED: not one whole
+ * MessagePack object. */
 static inline int phb_flex_check(const unsigned char *object, uint64_t size,
                                  uint32_t max_depth, uint64_t max_items)
 {
     uint64_t open[PHB_FLEX_MAX_DEPTH]; /* objects still to come on each level */
+    uint64_t maps = 0;                 /* bit d: level d is a map; its keys come
+                                          when an even number is still to come */
     uint32_t depth = 1;
     uint64_t at = 0, n_items = 0;
     open[0] = 1;
@@ -91,11 +94,16 @@ static inline int phb_flex_check(const unsigned char *object, uint64_t size,
             depth--;
             continue;
         }
+        const int is_key = (maps >> (depth - 1) & 1) && open[depth - 1] % 2 == 0;
         open[depth - 1]--;
         if (!phb_flex_head(object + at, size - at, &head, &body, &n_children)) {
             return PHB_DAMAGED;
         }
+        const unsigned first = object[at];
         at += head + body;
+        if (is_key && !((first >= 0xa0 && first <= 0xbf) || (first >= 0xd9 && first <= 0xdb))) {
+            return PHB_MISUSE;
+        }
         if (++n_items > max_items || n_children > max_items) {
             return PHB_CAPACITY;
         }
@@ -103,6 +111,9 @@ static inline int phb_flex_check(const unsigned char *object, uint64_t size,
             if (depth == max_depth) {
                 return PHB_CAPACITY;
             }
+            const uint64_t level = (uint64_t)1 << depth;
+            const int is_map = (first & 0xf0) == 0x80 || first == 0xde || first == 0xdf;
+            maps = is_map ? maps | level : maps & ~level;
             open[depth++] = n_children;
         }
     }

@@ -1,0 +1,1 @@
+"""Monitoring: what a terminal shows about channels and their frames."""

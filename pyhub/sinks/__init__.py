@@ -1,0 +1,1 @@
+"""Sinks: what programs make of the frames that they take from channels."""

@@ -1,0 +1,1 @@
+"""Sources: programs that feed channels with frames, from a simulation or from a file."""
