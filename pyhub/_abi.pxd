@@ -145,7 +145,7 @@ cdef extern from "pyhub/datablock.h" nogil:
                              const char *path, const char *name, uint64_t lease)
     int phb_datablock_attach(phb_datablock *, phb_segment *, const char *path,
                              uint32_t owner_uid, int writable)
-    void phb_datablock_adopt(phb_datablock *, const char *leases, uint64_t lease)
+    int phb_datablock_adopt(phb_datablock *, const char *leases, uint64_t lease)
     void phb_datablock_snapshot(const phb_datablock *, phb_snapshot *)
     int phb_datablock_read(const phb_datablock *, const uint64_t *version, void *data,
                            void *flex, phb_frame *)

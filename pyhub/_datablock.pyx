@@ -92,6 +92,7 @@ cdef class DataBlock:
 
     cdef phb_datablock db
     cdef readonly Segment segment
+    cdef readonly bint is_owner
     cdef int generation
 
     def __init__(self):
@@ -129,6 +130,7 @@ cdef class DataBlock:
             error = errno
         if status != PHB_OK:
             raise error_for(status, error, name, os.fsdecode(path))
+        self.is_owner = True
         return self._bind(segment, name, os.fsdecode(path))
 
     @staticmethod
@@ -325,7 +327,8 @@ cdef class DataBlock:
 
     def adopt(self, leases, uint64_t lease):
         """Become the owner if the owner died."""
-        phb_datablock_adopt(&self.db, os.fsencode(leases), lease)
+        if phb_datablock_adopt(&self.db, os.fsencode(leases), lease):
+            self.is_owner = True
 
     def begin(self, timeout_s):
         """Take the lock and open a publication; True if its last owner died in it."""

@@ -38,6 +38,8 @@ __all__ = ["MAX_DEPTH", "MAX_ITEMS", "Encoding", "decode", "encode"]
 MAX_DEPTH = 32
 MAX_ITEMS = 65536
 _ARRAY, _SCALAR = 1, 2
+# What a subclass (an enum, say) is written as.
+_PLAIN: tuple[type[Any], ...] = (bool, int, float, str, bytes, dict)
 
 
 class Encoding(IntEnum):
@@ -64,7 +66,7 @@ def encode(parameters: dict[str, Any], encoding: Encoding = Encoding.MSGPACK) ->
     if encoding == Encoding.JSON:
         return _encode_json(parameters)
     try:
-        packed = _packer().pack(parameters)
+        packed: bytes = _packer().pack(parameters)
     except CodecError:
         _local.packer = None  # it keeps what it had written so far
         raise
@@ -111,7 +113,8 @@ _local = threading.local()
 
 
 def _pack_inner(value: list[Any]) -> bytes:
-    return msgpack.packb(value)  # type: ignore[no-any-return]  # msgpack is untyped
+    packed: bytes = msgpack.packb(value)
+    return packed
 
 
 def _to_msgpack(value: Any) -> Any:
@@ -134,8 +137,8 @@ def _to_plain(value: Any) -> Any:
                 f"datetime {value} has no time zone, so other programs cannot know when it was.\n"
                 "  Use datetime.now(timezone.utc), or value.astimezone()."
             )
-        return value.astimezone(dt.timezone.utc)
-    for plain in (bool, int, float, str, bytes, dict):
+        return value.astimezone(dt.UTC)
+    for plain in _PLAIN:
         if isinstance(value, plain):
             return plain(value)
     if isinstance(value, (list, tuple)):

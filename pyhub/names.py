@@ -1,4 +1,4 @@
-"""What channels may be called, and which file a name leads to."""
+"""What channels may be called, and where files are found: segments, leases, headers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ __all__ = [
     "segment_path",
     "segment_names",
     "lease_path",
+    "get_include",
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
@@ -61,6 +62,15 @@ def lease_path(uid: int | None = None) -> Path:
     Its name is no channel's: those do not start with a dot.
     """
     return shm_directory() / f"{_prefix(uid)}.leases"
+
+
+def get_include() -> str:
+    """Return the directory to give a C compiler: ``#include <pyhub/datablock.h>``."""
+    package = Path(__file__).resolve().parent
+    for directory in (package / "include", package.parent / "include"):
+        if (directory / "pyhub" / "abi.h").is_file():
+            return str(directory)
+    raise FileNotFoundError(f"pyhub's headers are missing beside {package}.\n  Install it again.")
 
 
 def _prefix(uid: int | None) -> str:

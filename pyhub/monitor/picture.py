@@ -154,11 +154,12 @@ def _lengths(starts: npt.NDArray[np.intp], stop: int) -> npt.NDArray[np.intp]:
 
 
 def _bad(plane: npt.NDArray[Any], *, gaps: bool) -> npt.NDArray[np.bool_]:
+    bad = np.zeros(plane.shape, dtype=np.bool_)
     if plane.dtype.kind == "f":
-        return ~np.isfinite(plane)
-    if gaps and plane.dtype.kind == "u" and plane.dtype.itemsize > 1:
-        return np.equal(plane, np.iinfo(plane.dtype).max)
-    return np.zeros(plane.shape, dtype=np.bool_)
+        np.logical_not(np.isfinite(plane), out=bad)
+    elif gaps and plane.dtype.kind == "u" and plane.dtype.itemsize > 1:
+        np.equal(plane, np.iinfo(plane.dtype).max, out=bad)
+    return bad
 
 
 def _between(mean: Floats, most: Floats, *, log: bool) -> Floats:
@@ -182,9 +183,13 @@ def _limits(values: Floats, lowest: float, highest: float) -> tuple[float, float
 def _stretch(values: Floats, lowest: float, highest: float) -> Floats:
     """Bring `values` to 0...1: what does not vary to 1/3, what is no number to NaN."""
     low, high = _limits(values, lowest, highest)
+    finite = np.isfinite(values)
     if high <= low:
-        return np.where(np.isfinite(values), 1 / 3, np.nan)
-    return np.where(np.isfinite(values), np.clip((values - low) / (high - low), 0, 1), np.nan)
+        return np.where(finite, 1 / 3, np.nan)
+    top = float(values[finite].max())
+    # What is beyond still differs: the brightest spot is brighter than the rest.
+    knee = 0.9 if top > high else 1.0
+    return np.where(finite, np.interp(values, (low, high, max(top, high)), (0, knee, 1)), np.nan)
 
 
 def _levels(brightness: Floats, n_levels: int) -> npt.NDArray[np.intp]:

@@ -58,14 +58,14 @@ RING_SIGMA_PX: Final = 2.2
 SPOT_SIGMA_PX: Final = 1.1
 SPOT_HALF_PX: Final = 4
 MOSAIC_DEG: Final = 0.3
-# About that of glucose isomerase, whose crystals beamlines test with.
-CELL_ANGSTROM: Final = (93.0, 99.0, 103.0)
+# A large protein's: even a small and distant detector sees some of its spots.
+CELL_ANGSTROM: Final = (117.0, 129.0, 143.0)
 MAX_REFLECTIONS: Final = 20_000
 
+# Rows and columns of a module, and between two of them as in a Pilatus.
 MODULE_PX: Final = (256, 512)
-GAP_PX: Final = (12, 8)
+GAP_PX: Final = (17, 7)
 STOP_RADIUS_M: Final = 2.2e-3
-STOP_ARM_M: Final = 0.3e-3
 DRIFT_FRAMES: Final = (1500.0, 1100.0)
 # Pixels of all pictures drawn beforehand: bounds memory and construction time.
 POOL_PX: Final = 10_000_000
@@ -111,8 +111,8 @@ class SimulatedDetector:
     pixels are 0.
 
     The sum of two of about 15 pictures in 4 orientations each is no endless
-    supply of noise: the mean of thousands of frames keeps about 1/8 of the noise
-    of one.
+    supply of noise: while the beam stays, the mean of thousands of frames keeps
+    about a fifth of the noise of one.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class SimulatedDetector:
         self.drift_px = drift_px
         self.angle_step_deg = angle_step_deg
         _check(self)
-        x_px, y_px = beam_centre_px or (0.46 * shape[1], 0.45 * shape[0])
+        x_px, y_px = beam_centre_px or (0.46 * shape[1], 0.37 * shape[0])
         if not (0 <= x_px < shape[1] and 0 <= y_px < shape[0]):
             raise ValueError(f"beam_centre_px is {x_px}, {y_px}; it must lie on the detector.")
 
@@ -178,10 +178,11 @@ class SimulatedDetector:
 
     def parameters(self, frame_number: int) -> dict[str, Any]:
         """Return what belongs to a frame, as plain numbers with their units in the names."""
+        frame_number = int(frame_number)
         x_px, y_px = self.beam_centre(frame_number)
         elapsed_s = frame_number * self.exposure_s
         return {
-            "frame_number": int(frame_number),
+            "frame_number": frame_number,
             "exposure_s": float(self.exposure_s),
             "energy_keV": float(self.energy_keV),
             "angle_deg": self._angle_deg(frame_number),
@@ -244,9 +245,10 @@ class SimulatedDetector:
         peak = float(half_mean.max())
         largest = min(self._limit // 2, int(peak + 12 * math.sqrt(peak) + 30))
         pool_dtype = np.min_scalar_type(2 * largest)
-        # Neighbours in number share no picture if the two pools have lengths
-        # that differ and none is shorter than 2.
-        n_pictures = min(max(POOL_PX // half_mean.size, 5), 15)
+        # Odd, so that the two halves of the pool have lengths without a common
+        # factor: each picture of one meets each of the other, and frames that
+        # follow each other share none.
+        n_pictures = min(max(POOL_PX // half_mean.size, 5), 15) | 1
         pictures = [
             np.minimum(rng.poisson(half_mean), largest).astype(pool_dtype)
             for _ in range(n_pictures)
@@ -292,8 +294,9 @@ class SimulatedDetector:
         # The stop hangs on an arm from the left and lets some photons pass at its edge.
         x = np.arange(columns) - self._centre_px[0]
         y = np.arange(rows)[:, None] - self._centre_px[1]
-        inside = np.hypot(x, y) - STOP_RADIUS_M / self.pixel_m
-        arm = np.where(x < 0, np.abs(y) - STOP_ARM_M / self.pixel_m, np.inf)
+        radius = min(STOP_RADIUS_M / self.pixel_m, 0.06 * min(self.shape))
+        inside = np.hypot(x, y) - radius
+        arm = np.where(x < 0, np.abs(y) - 0.14 * radius, np.inf)
         passed = np.clip(np.minimum(inside, arm) / 3 + 0.5, 0.0, 1.0)
         self._shadow = np.nonzero(passed == 0)
         self._edge = np.nonzero((passed > 0) & (passed < 1))

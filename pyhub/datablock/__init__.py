@@ -1,0 +1,18 @@
+"""DataBlocks: frames in shared memory, each with the parameters that belong to it."""
+
+from pyhub.datablock.consumer import DataBlockConsumer
+from pyhub.datablock.frame import Frame, LiveView
+from pyhub.datablock.header import Header
+from pyhub.datablock.notice import Notification, ZoneUpdateInfo
+from pyhub.datablock.producer import DataBlockProducer, Publication
+
+__all__ = [
+    "DataBlockConsumer",
+    "DataBlockProducer",
+    "Frame",
+    "Header",
+    "LiveView",
+    "Notification",
+    "Publication",
+    "ZoneUpdateInfo",
+]

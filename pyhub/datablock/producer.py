@@ -1,0 +1,481 @@
+"""The producer's side of a DataBlock: create it, fill slots, publish."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhub._core import process_lease, remove_dead
+from pyhub._datablock import MAX_SLOTS, ZONE_FLEX, ZONE_STRUCTURED, DataBlock
+from pyhub.codec import Encoding, encode
+from pyhub.datablock.header import Header, read_header
+from pyhub.datablock.notice import Notification, Notify, ZoneUpdateInfo
+from pyhub.datablock.view import slot_view
+from pyhub.errors import CapacityError, ChannelClosed, LayoutError, SegmentExists
+from pyhub.layout import FrameLayout, dtype_to_text, text_to_dtype
+from pyhub.names import check_name, lease_path, segment_path
+
+__all__ = ["DataBlockProducer", "Publication"]
+
+_log = logging.getLogger("pyhub.datablock")
+
+# How long a producer waits for another one to end its publication.
+DEFAULT_TIMEOUT_S = 5.0
+
+
+class DataBlockProducer:
+    """Publishes frames, with the parameters that belong to them, under a name.
+
+    Made by `create` (the channel is new, and goes when this producer closes or
+    dies) or `attach` (one more producer of a channel that exists). A producer
+    may be shared by threads; one publication is open at a time.
+    """
+
+    def __init__(self, block: DataBlock, notify: Notify | None = None) -> None:
+        self._block = block
+        self._notify = notify
+        self._layout = FrameLayout(text_to_dtype(block.dtype), block.shape)
+        self._views: list[npt.NDArray[Any] | None] = [None] * block.n_slots
+        self._on_close: Callable[[], None] | None = None
+        self.name = block.segment.name
+        # Runs once: at close, when the producer is forgotten, or at exit.
+        self._finalizer = weakref.finalize(self, _leave, block, os.getpid())
+
+    # --- Life ---
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        structured_buffer_size: int | None = None,
+        flexible_zone_size: int = 4096,
+        *,
+        dtype: npt.DTypeLike = "uint8",
+        shape: int | tuple[int, ...] | None = None,
+        slots: int | None = None,
+        notify: Notify | None = None,
+    ) -> DataBlockProducer:
+        """Create the channel `name` in this machine's shared memory.
+
+        Parameters
+        ----------
+        name
+            1 to 200 letters, digits, ``.``, ``_``, ``-``.
+        structured_buffer_size
+            Bytes of a frame, for a channel of plain bytes. Otherwise give
+            `dtype` and `shape`; with neither, the channel has parameters only.
+        flexible_zone_size
+            Bytes that the parameters of one frame may take when encoded.
+        dtype, shape
+            Of the largest frame; a frame may have fewer rows.
+        slots
+            Frames that the ring holds: a reader may be so many behind before
+            it loses one. 1 is a single buffer, which readers cannot read while
+            it is being written. Default: 1 with `structured_buffer_size`, else 4.
+        notify
+            Called after each publish, in the publishing thread; the hub's
+            client supplies it.
+
+        Raises
+        ------
+        SegmentExists
+            The name belongs to a living producer.
+        SharedMemoryFull
+            ``/dev/shm`` has no room for it.
+        InvalidName, LayoutError, CapacityError
+            The arguments do not describe a channel.
+        """
+        layout = _layout_of(structured_buffer_size, dtype, shape)
+        n_slots = slots if slots is not None else (4 if structured_buffer_size is None else 1)
+        if not 1 <= n_slots <= MAX_SLOTS:
+            raise CapacityError(f"slots={n_slots}: a channel has 1 to {MAX_SLOTS}.")
+        if flexible_zone_size < 0:
+            raise CapacityError(f"flexible_zone_size={flexible_zone_size} is negative.")
+        path, leases = segment_path(name), lease_path()
+        lease = process_lease(leases)
+        while True:
+            try:
+                block = DataBlock.create(
+                    path,
+                    name,
+                    lease,
+                    flex_zone_capacity=flexible_zone_size,
+                    structured_buffer_capacity=layout.frame_bytes,
+                    n_slots=n_slots,
+                    dtype=dtype_to_text(layout.dtype),
+                    itemsize=layout.dtype.itemsize,
+                    shape=layout.shape,
+                )
+                return cls(block, notify)
+            except SegmentExists as error:
+                _make_way(name, error)
+
+    @classmethod
+    def attach(cls, name: str, *, notify: Notify | None = None) -> DataBlockProducer:
+        """Become one more producer of the channel `name`; it keeps its owner.
+
+        If the owner has died, this producer becomes it.
+
+        Raises
+        ------
+        SegmentNotFound
+            There is no such channel.
+        NamespaceMismatch
+            It was made in another PID namespace, across which no lock works.
+        """
+        block = DataBlock.attach(segment_path(name), name, os.geteuid(), True)
+        leases = lease_path()
+        block.adopt(leases, process_lease(leases))
+        return cls(block, notify)
+
+    def close(self) -> None:
+        """Close the channel, if this producer owns it; its readers are told.
+
+        An open publication of this thread is given up. May be called twice.
+        """
+        on_close, self._on_close = self._on_close, None
+        try:
+            if on_close is not None:
+                on_close()  # while the name is still ours
+        finally:
+            self._finalizer()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether this producer was closed."""
+        return not self._finalizer.alive
+
+    def __enter__(self) -> DataBlockProducer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- Facts ---
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the channel's frames."""
+        return self._layout.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the channel's largest frame."""
+        return self._layout.shape
+
+    @property
+    def n_slots(self) -> int:
+        """Frames that the ring holds."""
+        return self._block.n_slots
+
+    def header(self) -> Header:
+        """Return what the channel's header says now. Never waits."""
+        return read_header(self._block)
+
+    # --- Publishing ---
+
+    def put(
+        self,
+        data: npt.ArrayLike | None = None,
+        flex: dict[str, Any] | None = None,
+        *,
+        frame_id: int | None = None,
+        timestamp_ns: int = 0,
+        encoding: Encoding = Encoding.MSGPACK,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        """Publish a frame, its parameters, or both, in one call.
+
+        Without `flex` the frame carries the last parameters on; without `data`
+        the newest frame gets new parameters.
+
+        Parameters
+        ----------
+        data
+            Array of the channel's dtype and shape (or fewer rows); copied.
+        flex
+            Parameters that belong to it (see `pyhub.codec`).
+        frame_id
+            Your own number for the frame; default: counted from 0.
+        timestamp_ns
+            Wall clock, ns since 1970; 0: now.
+        timeout_s
+            How long to wait for another producer of this channel.
+
+        Raises
+        ------
+        LayoutError, CapacityError, CodecError
+            The frame or the parameters do not fit; nothing was published.
+        WriterStalled
+            Another producer held the lock until the deadline.
+        ChannelClosed
+            This producer, or the channel's owner, closed it.
+        """
+        packed = None if flex is None else encode(flex, encoding)
+        array = None if data is None else np.asarray(data)
+        if array is not None:
+            self._layout.size_of(array)
+        with self.publish(timeout_s=timeout_s) as slot:
+            slot.frame_id = frame_id
+            slot.timestamp_ns = timestamp_ns
+            slot.encoding = encoding
+            if array is not None:
+                slot.copy_from(array)
+            if packed is not None:
+                slot.copy_packed(packed)
+
+    def publish(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> Publication:
+        """Return a context that publishes, at its end, what was filled in.
+
+        ::
+
+            with producer.publish() as slot:
+                slot.data[...] = image
+                slot.flex = {"exposure_s": 0.01}
+
+        If the block is left by an exception nothing is published. Entering
+        waits up to `timeout_s` for another producer (`WriterStalled`).
+        """
+        return Publication(self, timeout_s)
+
+    # --- The same, step by step ---
+
+    def begin_publish(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
+        """Lock the DataBlock for writing; then take buffers and call `end_publish`.
+
+        Raises
+        ------
+        WriterStalled
+            Another producer held the lock until the deadline.
+        PublishError
+            This thread has a publication open.
+        """
+        self._check_open()
+        if self._block.begin(timeout_s):
+            self._block.adopt(lease_path(), process_lease(lease_path()))
+            _log.warning(
+                "channel %r: a producer died while publishing; its frame was rolled back",
+                self.name,
+            )
+
+    def get_structured_data_buffer(self) -> npt.NDArray[Any]:
+        """Return the next slot as a writable array; valid until `end_publish`.
+
+        What an earlier frame left there is still in it. The frame that the
+        slot held is gone for readers from now on.
+        """
+        slot = self._block.take_data()
+        view = self._views[slot]
+        if view is None:
+            view = self._views[slot] = slot_view(self._block, self._layout, slot)
+        return view
+
+    def get_flexible_zone_buffer(self) -> memoryview:
+        """Return the flex zone's bytes, writable; valid until `end_publish`.
+
+        They must hold one MessagePack or JSON map when the publication ends.
+        """
+        offset = self._block.flex_offset(self._block.take_flex())
+        return memoryview(cast(bytes, self._block.segment))[
+            offset : offset + self._block.flex_zone_capacity
+        ]
+
+    def end_publish(self, update: ZoneUpdateInfo) -> None:
+        """Publish the zones that `update` names, unlock, and notify readers once.
+
+        Raises
+        ------
+        PublishError
+            Nothing was begun, or a zone is named whose buffer was not taken.
+        CapacityError
+            A size is beyond its zone. The publication stays open.
+        """
+        zones = ZONE_FLEX * update.flex_zone | ZONE_STRUCTURED * update.structured_buffer
+        size = update.structured_buffer_size
+        if size is None:
+            size = self._layout.frame_bytes
+        elif self._layout.row_bytes and size % self._layout.row_bytes:
+            raise LayoutError(
+                f"structured_buffer_size={size} is not a whole number of rows of "
+                f"{self._layout.row_bytes} bytes (dtype {self.dtype}, shape {self.shape})."
+            )
+        commit, flex_version, version = self._block.end(
+            zones, size, update.flex_zone_size, update.encoding, update.frame_id,
+            update.timestamp_ns,
+        )  # fmt: skip
+        if self._notify is not None:
+            frame_id = -1
+            if update.structured_buffer:
+                frame_id = version - 1 if update.frame_id is None else update.frame_id
+            self._notify(Notification(commit, flex_version, version, zones, frame_id))
+
+    def abort_publish(self) -> None:
+        """Give up the open publication of this thread, if there is one."""
+        self._block.abort()
+
+    def _check_open(self) -> None:
+        if not self._finalizer.alive:
+            raise ChannelClosed(
+                f"this producer of channel {self.name!r} was closed.\n  Create it again."
+            )
+
+
+class Publication:
+    """The slot that a `publish` block fills.
+
+    Attributes
+    ----------
+    frame_id
+        Your own number for the frame; None: counted from 0.
+    timestamp_ns
+        Wall clock, ns since 1970; 0: the moment of publishing.
+    encoding
+        How `flex` is written. Set it before `flex`.
+    n_rows
+        Rows of `data` that are valid; None: all.
+    """
+
+    __slots__ = (
+        "_flex", "_flex_size", "_has_data", "_producer", "_timeout_s", "encoding", "frame_id",
+        "n_rows", "timestamp_ns",
+    )  # fmt: skip
+
+    def __init__(self, producer: DataBlockProducer, timeout_s: float | None) -> None:
+        self._producer = producer
+        self._timeout_s = timeout_s
+        self._flex: dict[str, Any] | None = None
+        self._flex_size = -1
+        self._has_data = False
+        self.frame_id: int | None = None
+        self.timestamp_ns = 0
+        self.encoding = Encoding.MSGPACK
+        self.n_rows: int | None = None
+
+    def __enter__(self) -> Publication:
+        self._producer.begin_publish(timeout_s=self._timeout_s)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        producer = self._producer
+        if kind is not None or (not self._has_data and self._flex_size < 0):
+            producer.abort_publish()
+            return
+        try:
+            producer.end_publish(
+                ZoneUpdateInfo(
+                    flex_zone=self._flex_size >= 0,
+                    structured_buffer=self._has_data,
+                    flex_zone_size=max(self._flex_size, 0),
+                    structured_buffer_size=self._valid_bytes(),
+                    encoding=self.encoding,
+                    frame_id=self.frame_id,
+                    timestamp_ns=self.timestamp_ns,
+                )
+            )
+        except BaseException:
+            producer.abort_publish()
+            raise
+
+    @property
+    def data(self) -> npt.NDArray[Any]:
+        """The frame: a writable array in shared memory, valid inside the block."""
+        self._has_data = True
+        return self._producer.get_structured_data_buffer()
+
+    @data.setter
+    def data(self, value: npt.ArrayLike) -> None:
+        # Lets `slot.data += image` and `slot.data = image` do what they say.
+        if value is not self._producer.get_structured_data_buffer():
+            self.copy_from(np.asarray(value))
+
+    @property
+    def flex(self) -> dict[str, Any] | None:
+        """The parameters that belong to the frame; None carries the last ones on."""
+        return self._flex
+
+    @flex.setter
+    def flex(self, parameters: dict[str, Any]) -> None:
+        self.copy_packed(encode(parameters, self.encoding))
+        self._flex = parameters
+
+    def copy_from(self, array: npt.NDArray[Any]) -> None:
+        """Fill the frame from `array`, which may have fewer rows than the channel."""
+        producer = self._producer
+        size = producer._layout.size_of(array)
+        if array.flags.c_contiguous and array.dtype.kind not in "mM":
+            producer._block.write_data(array)
+        else:  # numpy knows how to walk it; dates have no buffer protocol
+            view = producer.get_structured_data_buffer()
+            np.copyto(view[: array.shape[0]] if array.shape else view, array)
+        self._has_data = True
+        self.n_rows = None if size == producer._layout.frame_bytes else array.shape[0]
+
+    def copy_packed(self, packed: bytes) -> None:
+        """Fill the flex zone with an object that is encoded already."""
+        self._flex_size = self._producer._block.write_flex(packed)
+
+    def _valid_bytes(self) -> int | None:
+        if self.n_rows is None or not self._has_data:
+            return None
+        layout = self._producer._layout
+        if not layout.shape or not 0 <= self.n_rows <= layout.shape[0]:
+            raise CapacityError(
+                f"n_rows={self.n_rows}: a frame of channel {self._producer.name!r} has shape "
+                f"{layout.shape}."
+            )
+        return self.n_rows * layout.row_bytes
+
+
+def _layout_of(
+    size: int | None, dtype: npt.DTypeLike, shape: int | tuple[int, ...] | None
+) -> FrameLayout:
+    if size is not None and shape is not None:
+        raise LayoutError(
+            "give either structured_buffer_size (a channel of bytes) or dtype and shape, not both."
+        )
+    if size is not None and size < 0:
+        raise CapacityError(f"structured_buffer_size={size} is negative.")
+    return FrameLayout.of(dtype, (size or 0) if shape is None else shape)
+
+
+def _make_way(name: str, error: SegmentExists) -> None:
+    """Remove the segment `name` if its owner died; raise if it lives."""
+    path = segment_path(check_name(name))
+    try:
+        if remove_dead(path, lease_path()):
+            _log.warning("channel %r: removed the segment of a producer that died", name)
+            return
+        owner = DataBlock.attach(path, name, os.geteuid(), False).segment.owner_pid
+    except FileNotFoundError:
+        return  # it went away by itself
+    raise SegmentExists(
+        f"channel {name!r} belongs to a living producer (pid {owner}).\n"
+        "  Stop that program, choose another name, or become one more producer of it with\n"
+        "  DataBlockProducer.attach."
+    ) from error
+
+
+def _leave(block: DataBlock, pid: int) -> None:
+    """Close `block` for its producer; in a fork's child it is the parent's."""
+    if pid != os.getpid():
+        return
+    block.abort()
+    if block.is_owner:
+        block.segment.close_as_owner()

@@ -1,0 +1,31 @@
+"""A broker as a process of its own: python -m pyhub.hub.daemon DIRECTORY LINGER_S."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+
+def main() -> None:
+    """Run a broker in the background of whoever started it."""
+    if os.fork():
+        os._exit(0)  # the starter waits for this half only
+    # zmq is imported after the fork: its threads would not survive one.
+    from pyhub.hub.broker import Broker
+    from pyhub.hub.runtime import RuntimeDirectory
+
+    os.chdir("/")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    directory, linger_s = sys.argv[1:]
+    broker = Broker(RuntimeDirectory(directory), float(linger_s))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: broker.stop())
+    broker.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""The runtime directory: where a user's broker, keys and sockets are found.
+
+``$PYHUB_RUNTIME_DIR``, else ``$XDG_RUNTIME_DIR/pyhub``, else
+``/tmp/pyhub-<uid>``; mode 0700, so that the directory is the credential.
+
+    broker.json    where the broker listens, its public key, its lease
+    broker.lock    locked by the broker for as long as it lives
+    start.lock     locked by the program that starts one
+    broker.log     what the broker has to say
+    *.key          key pairs, mode 0600
+    *.sock         the broker's socket, and one a channel
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pyhub._core import lease_is_alive
+from pyhub.errors import AccessDenied, BrokerUnreachable, PyhubError
+from pyhub.hub.registry import endpoint_digest
+
+__all__ = ["BrokerConfig", "BrokerFile", "RuntimeDirectory"]
+
+# sockaddr_un.sun_path holds 108 bytes with the closing NUL.
+_MAX_SOCKET_PATH = 107
+
+
+@dataclass(frozen=True)
+class BrokerConfig:
+    """How a program finds its broker. All defaults work.
+
+    Attributes
+    ----------
+    runtime_dir
+        Where broker, keys and sockets live; None: the user's own.
+    autostart
+        Whether a broker is started if there is none.
+    linger_s
+        How long a broker that was so started stays when its last program is
+        gone.
+    timeout_s
+        How long to wait for the broker's answer.
+    """
+
+    runtime_dir: str | os.PathLike[str] | None = None
+    autostart: bool = True
+    linger_s: float = 10.0
+    timeout_s: float = 10.0
+
+
+class BrokerFile(msgspec.Struct, frozen=True):
+    """What ``broker.json`` says."""
+
+    endpoint: str
+    public_key: str
+    epoch: str
+    pid: int
+    lease: int
+    lease_file: str
+
+    def is_alive(self) -> bool:
+        """Whether that broker's process lives."""
+        return lease_is_alive(self.lease_file, self.lease)
+
+
+class RuntimeDirectory:
+    """A runtime directory that was checked, or made, with the right modes."""
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = Path(path) if path is not None else _default_path()
+        _make_private(self.path)
+        if len(os.fsencode(self.endpoint_of("x").removeprefix("ipc://"))) > _MAX_SOCKET_PATH:
+            raise PyhubError(
+                f"the runtime directory {self.path} has too long a name for sockets: at most "
+                f"{_MAX_SOCKET_PATH} bytes with the socket's own name.\n"
+                "  Set PYHUB_RUNTIME_DIR to a shorter one."
+            )
+
+    @property
+    def broker_endpoint(self) -> str:
+        """Where the broker listens."""
+        return f"ipc://{self.path / 'broker.sock'}"
+
+    def endpoint_of(self, channel: str) -> str:
+        """Return where the notifications of `channel` are published."""
+        return f"ipc://{self.path / f'{endpoint_digest(channel)}.sock'}"
+
+    def key_path(self, who: str) -> Path:
+        """Return the file of a key pair: of the "broker" or the "client"."""
+        return self.path / f"{who}.key"
+
+    @property
+    def log_path(self) -> Path:
+        """Where a broker that was started by a program writes."""
+        return self.path / "broker.log"
+
+    def read_broker(self) -> BrokerFile | None:
+        """Return what is known of the living broker; None if there is none."""
+        try:
+            broker = msgspec.json.decode((self.path / "broker.json").read_bytes(), type=BrokerFile)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+        return broker if broker.is_alive() else None
+
+    def write_broker(self, broker: BrokerFile) -> None:
+        """Tell programs where the broker is; they see all of it or nothing."""
+        part = self.path / f".broker.json.{os.getpid()}"
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(broker))
+        part.replace(self.path / "broker.json")
+
+    def remove_broker(self, epoch: str) -> None:
+        """Take back what `write_broker` told, unless another broker has come."""
+        with contextlib.suppress(FileNotFoundError, msgspec.MsgspecError):
+            path = self.path / "broker.json"
+            if msgspec.json.decode(path.read_bytes(), type=BrokerFile).epoch == epoch:
+                path.unlink()
+
+    @contextlib.contextmanager
+    def lock(self, name: str, timeout_s: float) -> Iterator[bool]:
+        """Hold the lock file `name`; gives False if it was not to be had in time."""
+        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            yield _lock_until(descriptor, time.monotonic() + timeout_s)
+        finally:
+            os.close(descriptor)  # and with it the lock
+
+    def find_broker(self, config: BrokerConfig) -> BrokerFile:
+        """Return the living broker; start one if there is none.
+
+        However many programs come at once, one broker is started.
+
+        Raises
+        ------
+        BrokerUnreachable
+            There is none and none could be started in time.
+        """
+        broker = self.read_broker()
+        if broker is not None:
+            return broker
+        if not config.autostart:
+            raise BrokerUnreachable(
+                f"no broker runs in {self.path}, and none may be started.\n"
+                "  Start one with: pyhub broker"
+            )
+        deadline = time.monotonic() + config.timeout_s
+        with self.lock("start.lock", config.timeout_s) as is_ours:
+            broker = self.read_broker()
+            if broker is None and is_ours:
+                self._start_broker(config.linger_s)
+            while broker is None and time.monotonic() < deadline:
+                time.sleep(0.01)  # until the broker that was started tells where it is
+                broker = self.read_broker()
+        if broker is None:
+            raise BrokerUnreachable(
+                f"the broker did not start within {config.timeout_s} s ({self.path}).\n"
+                f"  See why in {self.log_path}, or run it yourself: pyhub broker"
+            )
+        return broker
+
+    def _start_broker(self, linger_s: float) -> None:
+        log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            # It forks once more and this half ends at once: no child to wait
+            # for later, and no terminal to be ended with.
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "pyhub.hub.daemon",
+                    str(self.path),
+                    str(linger_s),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+                check=False,
+            )
+        finally:
+            os.close(log)
+
+
+def _lock_until(descriptor: int, deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.01)  # until whoever holds it lets go or dies
+
+
+def _default_path() -> Path:
+    if directory := os.environ.get("PYHUB_RUNTIME_DIR"):
+        return Path(directory)
+    if directory := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(directory, "pyhub")
+    return Path("/tmp", f"pyhub-{os.geteuid()}")
+
+
+def _make_private(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise AccessDenied(
+            f"the runtime directory {path} cannot be made: {error.strerror}.\n"
+            "  Set PYHUB_RUNTIME_DIR to a directory of your own."
+        ) from error
+    status = path.lstat()
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or mode & 0o077:
+        raise AccessDenied(
+            f"the runtime directory {path} has mode {mode:04o} and owner {status.st_uid}; "
+            "others could listen in.\n"
+            f"  It must be a directory of yours alone: chmod 700 {path}, or set "
+            "PYHUB_RUNTIME_DIR to another."
+        )

@@ -1,0 +1,93 @@
+"""Every test gets a shared memory and a runtime directory of its own kind, and leaves no trace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything of pyhub is imported or started: children inherit it.
+_SHM = tempfile.mkdtemp(prefix="pyhub-test-", dir="/dev/shm")
+_RUNTIME = tempfile.mkdtemp(prefix="phb-")
+os.environ["PYHUB_SHM_DIR"] = _SHM
+os.environ["PYHUB_RUNTIME_DIR"] = _RUNTIME
+
+
+def pytest_report_header() -> str:
+    import zmq
+
+    import pyhub
+
+    return f"pyhub {pyhub.__version__}, libzmq {zmq.zmq_version()}, segments in {_SHM}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_directories() -> Iterator[None]:
+    """Remove the session's directories; the broker in them ends by itself."""
+    from pyhub.hub.runtime import RuntimeDirectory
+
+    yield
+    broker = RuntimeDirectory(_RUNTIME).read_broker()
+    if broker is not None:
+        os.kill(broker.pid, 15)
+    shutil.rmtree(_SHM)
+    shutil.rmtree(_RUNTIME)
+
+
+def segments() -> set[str]:
+    """Name the files of all segments; the lock file of the leases is none."""
+    return {name for name in os.listdir(_SHM) if not name.endswith("..leases")}
+
+
+def descriptors() -> dict[str, str]:
+    """Name this process's open files, but for those that stay open on purpose."""
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+        except FileNotFoundError:
+            continue
+        if not target.endswith("..leases"):  # a lease lasts as long as its process
+            found[number] = target
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """After each test, segments and descriptors are as before."""
+    files, open_before = segments(), descriptors()
+    yield
+    # ZeroMQ's reaper thread and killed children take a moment.
+    eventually(lambda: set(descriptors()) <= set(open_before) and segments() == files)
+    left = {number: path for number, path in descriptors().items() if number not in open_before}
+    assert segments() == files, "segments were left behind"
+    assert not left, "descriptors were left open"
+
+
+def eventually(claim: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+    """Wait until `claim` holds, as the event it waits for has no descriptor."""
+    deadline = time.monotonic() + timeout_s
+    while not claim():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+@pytest.fixture
+def shm() -> Path:
+    """The directory that holds this session's segments."""
+    return Path(_SHM)
+
+
+@pytest.fixture
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A runtime directory of the test's own, with a path short enough for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="phb-"))
+    yield path
+    shutil.rmtree(path)
