@@ -48,6 +48,7 @@ cdef extern from "pyhub/sync.h" nogil:
 cdef extern from "pyhub/lease.h" nogil:
     int phb_lease_own(const char *path, uint64_t *lease)
     int phb_lease_is_alive(const char *path, uint64_t lease)
+    int phb_lease_remove_file(const char *path)
 
 
 cdef extern from "pyhub/segment.h" nogil:

@@ -29,6 +29,7 @@ from pyhub._abi cimport (
     PHB_TRUNCATED,
     phb_lease_is_alive,
     phb_lease_own,
+    phb_lease_remove_file,
     phb_load32_acquire,
     phb_load64,
     phb_monotonic_ns,
@@ -139,6 +140,11 @@ def process_lease(path):
 def lease_is_alive(path, uint64_t lease):
     """Return whether the process that holds `lease` in the lock file `path` lives."""
     return bool(phb_lease_is_alive(os.fsencode(path), lease))
+
+
+def remove_leases(path):
+    """Remove the lock file `path` if no other process holds a lease; whether it went."""
+    return phb_lease_remove_file(os.fsencode(path)) == PHB_OK
 
 
 def remove_dead(path, leases):

@@ -35,7 +35,7 @@ def dtype_to_text(dtype: np.dtype[Any]) -> str:
         It holds Python objects, has no size, or its description is too long.
     """
     _check_dtype(dtype)
-    descr = np.lib.format.dtype_to_descr(dtype)
+    descr: object = np.lib.format.dtype_to_descr(dtype)
     text = descr if isinstance(descr, str) else json.dumps(descr)
     if len(text.encode()) > MAX_DTYPE_BYTES:
         raise LayoutError(

@@ -764,15 +764,17 @@ static inline int phb_datablock_end(phb_datablock *db, const phb_update *update,
     return phb_datablock_release(db);
 }
 
-/* Take the segment over from an owner that died; nothing if it lives. Called
- * by a producer that attached, with the lock held or on its way in. */
-static inline void phb_datablock_adopt(phb_datablock *db, const char *leases, uint64_t lease)
+/* Take the segment over from an owner that died; 0 if it lives. Called by a
+ * producer that attached, on its way in or with the lock held. */
+static inline int phb_datablock_adopt(phb_datablock *db, const char *leases, uint64_t lease)
 {
     uint64_t owner = phb_load64(&db->live->owner_lease);
-    if (owner != lease && !phb_lease_is_alive(leases, owner)) {
-        phb_store64(&db->live->owner_lease, lease);
-        phb_store32(&db->live->owner_pid, (uint32_t)db->pid);
+    if (owner == lease || phb_lease_is_alive(leases, owner)) {
+        return 0;
     }
+    phb_store64(&db->live->owner_lease, lease);
+    phb_store32(&db->live->owner_pid, (uint32_t)db->pid);
+    return 1;
 }
 
 #endif

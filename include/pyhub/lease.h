@@ -152,4 +152,25 @@ static inline int phb_lease_is_alive(const char *path, uint64_t lease)
     return alive;
 }
 
+/* Remove the lock file if no other process holds a lease in it: PHB_OK, or
+ * PHB_IN_USE. Who opens it at that moment notices that it is gone, and makes a
+ * new one (phb_lease_renew). This process's lease goes with it. */
+static inline int phb_lease_remove_file(const char *path)
+{
+    struct flock all;
+    int status = PHB_IN_USE;
+    pthread_mutex_lock(&phb_leases.lock);
+    if (phb_lease_renew(path) == PHB_OK) {
+        memset(&all, 0, sizeof all);
+        all.l_type = F_WRLCK;
+        all.l_whence = SEEK_SET;
+        /* Not the probe's F_OFD_GETLK: our own byte is not to count. */
+        if (fcntl(phb_leases.fd, F_GETLK, &all) == 0 && all.l_type == F_UNLCK) {
+            status = unlink(path) ? PHB_SYSTEM : PHB_OK;
+        }
+    }
+    pthread_mutex_unlock(&phb_leases.lock);
+    return status;
+}
+
 #endif

@@ -10,7 +10,7 @@ What the file holds, with one row for each frame since the first, received or lo
         frame_id              int64: its number; -1 if lost and not certain
         timestamp             float64: seconds since 1970, NaN if lost
         timestamp_ns          int64: the same exactly, -1 if lost
-        frame_rows            int32: how many rows of the frame are valid
+        frame_rows            int64: how many rows of the frame are valid
       instrument/detector     NXdetector: data, a hard link to the frames
       parameters/...          NXcollection: one value per row
 
@@ -21,9 +21,11 @@ more than a million frames gets one row only, and the attribute
 
 Parameters keep their type; nested ones become groups. Where a frame lacks one,
 the row holds NaN, an empty text, False, or for integers the value in the
-attribute ``missing_value``. A value that does not fit the type of those before
+attribute ``missing_value``. Numbers of several types become the type that holds
+them all exactly. A value that does not fit the type of those before
 it, and any that is neither number, text nor array, stands as JSON: in the data
 set itself if the first was so, else beside it under the name ``..._json``.
+After 4,096 names, further ones share the JSON of ``others``.
 
 How it survives
     The file is written under ``path + ".partial"`` and renamed when it is
@@ -44,6 +46,7 @@ import datetime as dt
 import errno
 import json
 import logging
+import math
 import os
 import re
 import zlib
@@ -72,11 +75,12 @@ GROW_ROWS = 256
 COLUMN_CHUNK_BYTES = 1 << 13
 MAX_FILLED_ROWS = 1 << 12
 MAX_PENDING_BYTES = 256 << 20
+END_OF_FILE_OFFSET = 40  # in a superblock of version 0
 UNFINISHED = "the recording was not finished"
 
 _log = logging.getLogger("pyhub.sinks")
 
-Value = np.generic | npt.NDArray[Any] | str
+Value = np.generic | npt.NDArray[Any]
 
 
 class NexusFile:
@@ -268,14 +272,12 @@ class NexusFile:
         self._check_open()
         try:
             self._store(0)
-            entry = self._file["entry"]
-            now = dt.datetime.now(dt.UTC).isoformat()
-            entry["end_time"] = now
-            entry.attrs["end_time"] = now
-            entry.attrs["reason"] = reason
             self._flush_file()
-            # Last: a file that says it is complete is.
-            entry.attrs["pyhub_complete"] = complete
+            attributes = self._file["entry"].attrs
+            attributes.modify("end_time", self._end_time[()].decode())
+            attributes.modify("reason", _clean(reason))
+            attributes.modify("pyhub_complete", complete)
+            self._commit()
             self._file.close()
             _sync(self.partial_path)
         except (OSError, RuntimeError) as error:
@@ -304,6 +306,8 @@ class NexusFile:
             return
         if error is None:
             self.finish()
+        elif isinstance(error, KeyboardInterrupt):
+            self.finish(complete=False, reason="interrupted")
         else:
             self.finish(complete=False, reason=f"{type(error).__name__}: {error}"[:1000])
 
@@ -325,18 +329,26 @@ class NexusFile:
 
     def _lay_out(self, filters: _Filters, title: str, detector: str) -> None:
         h5py, file = self._h5py, self._file
-        now = dt.datetime.now(dt.UTC).isoformat()
-        file.attrs.update(default="entry", creator="pyhub", file_time=now, file_name=self.path)
+        now = _now()
+        file.attrs.update(default="entry", creator="pyhub", file_time=now)
+        file.attrs["file_name"] = _clean(self.path)
         entry = _group(file, "entry", "NXentry")
-        entry.attrs.update(default="data", pyhub_complete=False, reason=UNFINISHED)
+        # All that the entry will ever hold is made now: an object header that
+        # grows later is the one thing that a kill in the wrong moment can break.
+        entry.attrs.update(default="data", pyhub_complete=False, reason=UNFINISHED, end_time="")
         entry["start_time"] = now
+        self._end_time = entry.create_dataset("end_time", data=np.bytes_(now.encode()))
+        _group(entry, "parameters", "NXcollection")
         if title:
-            entry["title"] = title
+            entry["title"] = _clean(title)
         group = _group(entry, "data", "NXdata")
         n_axes = len(self.layout.shape)
         group.attrs.update(signal="data", frame_id_indices=[0], timestamp_indices=[0])
         group.attrs["axes"] = np.array(["frame_id", *["."] * n_axes], h5py.string_dtype())
-        self._data = self._make_data(group, filters)
+        self._type = _file_type(h5py, self.layout.dtype)
+        self._memory_space = h5py.h5s.create_simple((1, *self.layout.shape))
+        chunk = (1, *self.layout.shape)
+        self._data = _make_dataset(h5py, group, b"data", self._type, chunk, None, filters)
         self._data.attrs.update(target="/entry/data/data", n_frames=0, n_missing=0)
         self._data.attrs["n_rows_omitted"] = 0
         if (interpretation := _interpretation(self.layout.shape)) is not None:
@@ -344,35 +356,24 @@ class NexusFile:
         place = _group(_group(entry, "instrument", "NXinstrument"), "detector", "NXdetector")
         place["data"] = self._data
         if detector:
-            place["local_name"] = detector
+            place["local_name"] = _clean(detector)
 
-        def column(name: str, dtype: str, fill: Any, **attributes: Any) -> _Column:
-            made = _Column(h5py, group, name, np.dtype(dtype), (), fill)
-            made.dataset.attrs.update(attributes)
+        self._tree = _Tree(entry)
+        self._tree.adopt("data", group)
+        self._parameters = _Parameters(h5py, self._tree)
+
+        def column(name: str, like: Value, fill: Any, **attributes: Any) -> _Column:
+            made = _Column(h5py, self._tree, f"data/{name}", like, fill)
+            made.attributes.update(attributes)
             return made
 
-        self._valid = column("frame_valid", "?", False)
-        self._id = column("frame_id", "i8", -1, missing_value=-1)
-        self._time = column("timestamp", "f8", np.nan, units="s", epoch="1970-01-01T00:00:00Z")
-        self._time_ns = column("timestamp_ns", "i8", -1, units="ns", missing_value=-1)
-        self._frame_rows = column("frame_rows", "i4", 0)
+        self._valid = column("frame_valid", np.False_, False)
+        self._id = column("frame_id", np.int64(), -1)
+        epoch = "1970-01-01T00:00:00Z"
+        self._time = column("timestamp", np.float64(), np.nan, units="s", epoch=epoch)
+        self._time_ns = column("timestamp_ns", np.int64(), -1, units="ns", epoch=epoch)
+        self._frame_rows = column("frame_rows", np.int64(), 0)
         self._columns = [self._valid, self._id, self._time, self._time_ns, self._frame_rows]
-        self._parameters = _Parameters(h5py, _group(entry, "parameters", "NXcollection"))
-
-    def _make_data(self, group: Any, filters: _Filters) -> Any:
-        h5py, shape = self._h5py, self.layout.shape
-        create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        create.set_chunk((1, *shape))
-        create.set_fill_time(h5py.h5d.FILL_TIME_IFSET)
-        for code, options in filters:
-            create.set_filter(code, h5py.h5z.FLAG_OPTIONAL, options)
-        access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
-        access.set_chunk_cache(1, 0, 1.0)  # whole chunks are written, none is read again
-        space = h5py.h5s.create_simple((0, *shape), (h5py.h5s.UNLIMITED, *shape))
-        self._type = _file_type(h5py, self.layout.dtype)
-        self._memory_space = h5py.h5s.create_simple((1, *shape))
-        made = h5py.h5d.create(group.id, b"data", self._type, space, create, None, access)
-        return h5py.Dataset(made)
 
     # Writing
 
@@ -433,15 +434,15 @@ class NexusFile:
         row, last = frame.row, self._last
         if last is not None and frame.n_lost and row - last[0] == frame.frame_id - last[1]:
             for k in range(1, row - last[0]):
-                self._id.put(last[0] + k, last[1] + k)
+                self._id.put(last[0] + k, np.int64(last[1] + k))
         self._n_missing_stored += frame.n_lost
         self._n_rows_omitted += frame.n_lost - (row - self._end)
         self._last = row, frame.frame_id
-        self._valid.put(row, True)
-        self._id.put(row, frame.frame_id)
-        self._time.put(row, frame.timestamp_ns / 1e9)
-        self._time_ns.put(row, frame.timestamp_ns)
-        self._frame_rows.put(row, frame.n_frame_rows)
+        self._valid.put(row, np.True_)
+        self._id.put(row, np.int64(frame.frame_id))
+        self._time.put(row, np.float64(frame.timestamp_ns / 1e9))
+        self._time_ns.put(row, np.int64(frame.timestamp_ns))
+        self._frame_rows.put(row, np.int64(frame.n_frame_rows))
         self._parameters.put(row, frame.leaves, frame.units)
 
     def _flush_file(self) -> None:
@@ -449,12 +450,28 @@ class NexusFile:
         self._data.id.set_extent((self._end, *self.layout.shape))
         for column in (*self._columns, *self._parameters.columns()):
             column.write(self._end)
+        self._end_time[()] = np.bytes_(_now().encode())
         self._data.attrs.modify("n_frames", self._n_stored)
         self._data.attrs.modify("n_missing", self._n_missing_stored)
         self._data.attrs.modify("n_rows_omitted", self._n_rows_omitted)
-        self._file.flush()
+        self._commit()
+        if self._tree.link():
+            self._commit()
         self._n_flushed = self._n_stored
         self._flushed_at = monotonic()
+
+    def _commit(self) -> None:
+        """Flush in an order that leaves a readable file wherever it is cut off.
+
+        HDF5 writes the superblock last, and what lies beyond the end of file
+        that an old superblock names cannot be read. So name the new end first.
+        """
+        descriptor = self._file.id.get_vfd_handle()
+        end = self._file.id.get_filesize()
+        if os.fstat(descriptor).st_size < end:
+            os.ftruncate(descriptor, end)
+        os.pwrite(descriptor, end.to_bytes(8, "little"), END_OF_FILE_OFFSET)
+        self._file.flush()
 
     # Ending
 
@@ -484,8 +501,9 @@ class NexusFile:
         """
         self._is_closed = True
         with contextlib.suppress(Exception):
+            descriptor = self._file.id.get_vfd_handle()
             scratch = os.memfd_create("pyhub-abandoned")
-            os.dup2(scratch, self._file.id.get_vfd_handle())
+            os.dup2(scratch, descriptor)
             os.close(scratch)
         with contextlib.suppress(Exception):
             self._file.close()
@@ -533,45 +551,141 @@ class _Pending:
 _Filters = list[tuple[int, tuple[int, ...]]]
 
 
-# Columns: one value a row
+# One value a row
+
+
+class _Tree:
+    """The entry. What is made during the recording is linked once it is in the file.
+
+    A group that nobody can reach yet takes links at once; so the parameters of
+    the first frame appear together, with their group. A kill while a name that
+    came later is linked may cost that group, never the frames.
+    """
+
+    def __init__(self, entry: Any) -> None:
+        self.entry = entry
+        self._groups = {"": entry}
+        self._hidden: set[str] = set()
+        self._links: list[tuple[Any, str, Any]] = []
+
+    def attach(self, path: str, item: Any) -> None:
+        """Let `item` appear as `path`, in place of what is there, after the next flush."""
+        above, _, name = path.rpartition("/")
+        group = self._group(above)
+        if above in self._hidden:
+            _set_link(group, name, item)
+        else:
+            self._links.append((group, name, item))
+
+    def link(self) -> bool:
+        """Make the links that wait; return whether there were any."""
+        links = self._links
+        self._links, self._hidden = [], set()
+        for link in links:
+            _set_link(*link)
+        return bool(links)
+
+    def adopt(self, path: str, group: Any) -> None:
+        self._groups[path] = group
+
+    def _group(self, path: str) -> Any:
+        if path not in self._groups:
+            made = _group(self.entry, None, "NXcollection")
+            self.attach(path, made)
+            self._hidden.add(path)
+            self._groups[path] = made
+        return self._groups[path]
 
 
 class _Column:
-    """A growing data set; values wait here until the next flush."""
+    """A growing data set; values wait here, the data set is made and grows at a flush."""
 
-    def __init__(
-        self, h5py: Any, group: Any, name: str, dtype: Any, shape: tuple[int, ...], fill: Any
-    ) -> None:
-        self.shape, self.fill = shape, fill
-        row_bytes = max(1, dtype.itemsize * int(np.prod(shape)))
-        self.dataset = group.create_dataset(
-            name,
-            shape=(0, *shape),
-            maxshape=(None, *shape),
-            chunks=(max(1, COLUMN_CHUNK_BYTES // row_bytes), *shape),
-            dtype=dtype,
-            fillvalue=None if dtype.kind == "O" else fill,
-        )
-        self.dtype = dtype
+    def __init__(self, h5py: Any, tree: _Tree, path: str, like: Value, fill: Any = None) -> None:
+        self.path = path
+        self.attributes: dict[str, Any] = {}
+        self.is_changed = True
+        self._h5py, self._tree = h5py, tree
+        self._dtype, self._shape = _roomy(like.dtype), like.shape
+        self._own_fill = fill
+        self._dataset: Any = None
         self._rows: list[int] = []
-        self._values: list[Any] = []
+        self._values: list[Value] = []
 
-    def put(self, row: int, value: Any) -> None:
+    def put(self, row: int, value: Value) -> bool:
+        """Take `value`, or return that it does not fit those before it."""
+        if value.shape != self._shape:
+            return False
+        if value.dtype != self._dtype and not self._widen(value):
+            return False
         self._rows.append(row)
         self._values.append(value)
+        return True
 
     def write(self, n_rows: int) -> None:
         """Write what waits and let the data set have `n_rows` rows."""
-        if self.dataset.shape[0] != n_rows:
-            self.dataset.resize(n_rows, axis=0)
+        if self._dataset is None or self._dataset.dtype != self._dtype:
+            self._renew()
+        if self.is_changed:
+            self._dataset.attrs.update(self.attributes)
+            self.is_changed = False
+        if self._dataset.shape[0] != n_rows:
+            self._dataset.resize(n_rows, axis=0)
         for first, last in self._runs():
             start, stop = self._rows[first], self._rows[last] + 1
-            block = np.full((stop - start, *self.shape), self.fill, self.dtype)
+            block = np.full((stop - start, *self._shape), self._fill(), self._stored_dtype())
             for k in range(first, last + 1):
                 block[self._rows[k] - start] = self._values[k]
-            self.dataset[start:stop] = block
+            self._dataset[start:stop] = block
         self._rows.clear()
         self._values.clear()
+
+    def _fill(self) -> Any:
+        return _fill(self._dtype) if self._own_fill is None else self._own_fill
+
+    def _stored_dtype(self) -> Any:
+        is_text = self._dtype.kind == "S"
+        return self._h5py.string_dtype("utf-8", self._dtype.itemsize) if is_text else self._dtype
+
+    def _widen(self, value: Value) -> bool:
+        """Change to a type for both kinds of value, if none changes by it."""
+        kinds = {value.dtype.kind, self._dtype.kind}
+        if kinds == {"S"}:
+            if value.dtype.itemsize > self._dtype.itemsize:
+                self._dtype = _roomy(value.dtype)
+            return True
+        if not kinds <= set("iufc"):
+            return False
+        wide = np.result_type(value.dtype, self._dtype)
+        if not _survives(value, wide):
+            return False
+        if wide != self._dtype:
+            stored = np.empty(0) if self._dataset is None else self._dataset[()]
+            stored = stored[stored != _fill(stored.dtype)]
+            if not all(_survives(old, wide) for old in (stored, *self._values)):
+                return False
+            self._dtype = wide
+        return True
+
+    def _renew(self) -> None:
+        """Make the data set, with the values that one of a narrower type has."""
+        old, fill = self._dataset, self._fill()
+        row_bytes = self._dtype.itemsize * math.prod(self._shape)
+        chunk = (max(1, COLUMN_CHUNK_BYTES // row_bytes), *self._shape)
+        dtype = self._stored_dtype()
+        kind = self._h5py.h5t.py_create(dtype, logical=True)
+        new = _make_dataset(self._h5py, self._tree.entry, None, kind, chunk, np.array(fill, dtype))
+        if self._dtype.kind in "iu":
+            self.attributes["missing_value"] = fill
+        else:
+            self.attributes.pop("missing_value", None)
+        if old is not None and len(old):
+            new.resize(len(old), axis=0)
+            values = old[()]
+            lacks = values == _fill(old.dtype)
+            with np.errstate(invalid="ignore", over="ignore"):
+                new[...] = np.where(lacks, fill, values.astype(self._dtype)).astype(dtype)
+        self._dataset, self.is_changed = new, True
+        self._tree.attach(self.path, new)
 
     def _runs(self) -> Iterator[tuple[int, int]]:
         """Yield first and last index of rows that are near enough for one block."""
@@ -585,10 +699,11 @@ class _Column:
 class _Parameters:
     """The columns of the parameters, made as names appear."""
 
-    def __init__(self, h5py: Any, group: Any) -> None:
-        self._h5py, self._group = h5py, group
+    def __init__(self, h5py: Any, tree: _Tree) -> None:
+        self._h5py, self._tree = h5py, tree
         self._leaves: dict[str, _Leaf] = {}
-        self._units: dict[str, str] = {}
+        self._dataset_paths: set[str] = set()
+        self._group_paths: set[str] = set()
 
     def put(self, row: int, leaves: dict[str, Any], units: dict[str, str]) -> None:
         rest = {}
@@ -596,43 +711,43 @@ class _Parameters:
             if value is None:
                 continue
             leaf = self._leaves.get(name)
-            if leaf is None and len(self._leaves) >= MAX_PARAMETERS:
-                rest[name] = value
-                continue
             if leaf is None:
+                if len(self._leaves) >= MAX_PARAMETERS:
+                    rest[name] = value
+                    continue
                 leaf = self._leaves[name] = _Leaf(self, name)
             leaf.put(row, value, units.get(name))
         if rest:  # names that change from frame to frame would make a data set each
-            leaf = self._leaves.setdefault("others", _Leaf(self, "others"))
-            leaf.put(row, rest, None)
+            self._leaves.setdefault("others", _Leaf(self, "others")).put(row, rest, None)
 
     def columns(self) -> Iterator[_Column]:
         for leaf in self._leaves.values():
-            yield from leaf.columns()
+            yield from leaf.columns
 
-    def make(self, name: str, suffix: str, dtype: Any, shape: tuple[int, ...]) -> _Column:
-        """Make a column for the parameter `name`, where HDF5 allows it to be."""
-        group = self._group
+    def column(self, name: str, suffix: str, like: Value) -> _Column:
+        """Return a new column for the parameter `name`, where HDF5 allows it to be."""
         *above, last = [_component(part) for part in name.split("/") if part] or ["_"]
+        path = "parameters"
         for part in above:
-            while part in group and not isinstance(group[part], self._h5py.Group):
-                part += "_"
-            group = group[part] if part in group else _group(group, part, "NXcollection")
-        last += suffix
-        while last in group:
-            last += "_"
-        column = _Column(self._h5py, group, last, dtype, shape, _fill(dtype))
-        if column.dataset.name != f"{self._group.name}/{name}":
-            column.dataset.attrs["pyhub_name"] = name
-        if dtype.kind in "iu":
-            column.dataset.attrs["missing_value"] = _fill(dtype)
-        return column
+            path = f"{path}/{part}"
+            while path in self._dataset_paths:
+                path += "_"
+            self._group_paths.add(path)
+        path = f"{path}/{last}{suffix}"
+        while path in self._dataset_paths or path in self._group_paths:
+            path += "_"
+        self._dataset_paths.add(path)
+        made = _Column(self._h5py, self._tree, path, like)
+        if path != f"parameters/{name}":
+            made.attributes["pyhub_name"] = _clean(name)
+        return made
 
 
 class _Leaf:
     """One parameter: a column of its type, and one of JSON for what has another."""
 
     def __init__(self, parameters: _Parameters, name: str) -> None:
+        self.columns: list[_Column] = []
         self._parameters, self._name = parameters, name
         self._typed: _Column | None = None
         self._json: _Column | None = None
@@ -640,69 +755,31 @@ class _Leaf:
 
     def put(self, row: int, value: Any, units: str | None) -> None:
         typed = _typed(value)
-        if typed is None or not self._put_typed(row, typed):
+        if typed is not None and self._typed is None and self._json is None:
+            self._typed = self._add("", typed)
+        if typed is None or self._typed is None or not self._typed.put(row, typed):
+            text = np.bytes_(_to_json(value).encode())
             if self._json is None:
-                text = self._parameters._h5py.string_dtype()
-                suffix = "_json" if self._typed else ""
-                self._json = self._parameters.make(self._name, suffix, text, ())
-                self._json.dataset.attrs["pyhub_encoding"] = "json"
-            self._json.put(row, _to_json(value))
+                self._json = self._add("_json" if self._typed else "", text)
+                self._json.attributes["pyhub_encoding"] = "json"
+            self._json.put(row, text)
         if units and units != self._units:
             self._note_units(row, units)
 
-    def columns(self) -> Iterator[_Column]:
-        yield from (column for column in (self._typed, self._json) if column is not None)
-
-    def _put_typed(self, row: int, value: Value) -> bool:
-        dtype, shape = _dtype_of(self._parameters._h5py, value)
-        if self._typed is None:
-            if self._json is not None:
-                return False
-            self._typed = self._parameters.make(self._name, "", dtype, shape)
-        column = self._typed
-        if shape != column.shape or (dtype != column.dtype and not self._widen(value, dtype)):
-            return False
-        self._typed.put(row, value)
-        return True
-
-    def _widen(self, value: Value, dtype: Any) -> bool:
-        """Give the column a type for both kinds of number, if no value changes by it."""
-        column = self._typed
-        assert column is not None
-        if dtype.kind not in "iufc" or column.dtype.kind not in "iufc":
-            return False
-        wide = np.result_type(dtype, column.dtype)
-        if not _survives(np.asarray(value), wide):
-            return False
-        if wide == column.dtype:
-            return True
-        n_rows = max([column.dataset.shape[0], *(row + 1 for row in column._rows[-1:])])
-        column.write(n_rows)
-        old = column.dataset[()]
-        lacks = old == column.fill
-        if not _survives(old[~lacks], wide):
-            return False
-        attributes = dict(column.dataset.attrs)
-        path = column.dataset.name
-        group = column.dataset.parent
-        del group[path]
-        self._typed = _Column(self._parameters._h5py, group, path, wide, column.shape, _fill(wide))
-        attributes.pop("missing_value", None)
-        if wide.kind in "iu":
-            attributes["missing_value"] = _fill(wide)
-        self._typed.dataset.attrs.update(attributes)
-        self._typed.dataset.resize(n_rows, axis=0)
-        with np.errstate(invalid="ignore", over="ignore"):
-            self._typed.dataset[...] = np.where(lacks, _fill(wide), old.astype(wide))
-        return True
+    def _add(self, suffix: str, like: Value) -> _Column:
+        made = self._parameters.column(self._name, suffix, like)
+        self.columns.append(made)
+        return made
 
     def _note_units(self, row: int, units: str) -> None:
-        for column in self.columns():
+        for column in self.columns:
             if self._units is None:
-                column.dataset.attrs["units"] = units
+                column.attributes["units"] = units
             else:  # earlier values keep theirs
-                _log.warning("units of %s: %s -> %s at row %d", self._name, self._units, units, row)
-                column.dataset.attrs["units_changed"] = f"from row {row}: {units}"
+                column.attributes["units_changed"] = f"from row {row}: {units}"
+            column.is_changed = True
+        if self._units is not None:
+            _log.warning("units of %s: %s, from row %d %s", self._name, self._units, row, units)
         self._units = units
 
 
@@ -745,6 +822,11 @@ def _filters(h5py: Any, compression: str) -> _Filters:
     return [(chosen.filter_id, tuple(chosen.filter_options))]
 
 
+def _now() -> str:
+    """Return the time in ISO 8601, always of the same length."""
+    return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
+
+
 def _create(h5py: Any, path: str) -> Any:
     """Make a file with an old superblock and new structures: see the module's text."""
     h5py.File(path, "x", libver=("earliest", "v110")).close()
@@ -764,7 +846,37 @@ def _file_type(h5py: Any, dtype: np.dtype[Any]) -> Any:
     return h5py.h5t.py_create(h5py.opaque_dtype(dtype) if dtype.kind in "UMm" else dtype)
 
 
-def _group(parent: Any, name: str, nexus_class: str) -> Any:
+def _make_dataset(
+    h5py: Any,
+    group: Any,
+    name: bytes | None,
+    kind: Any,
+    chunk: tuple[int, ...],
+    fill: npt.NDArray[Any] | None = None,
+    filters: _Filters = [],  # noqa: B006  (not changed)
+) -> Any:
+    """Make a data set of no rows that grows, without a cache: each write goes to the file."""
+    create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    create.set_chunk(chunk)
+    create.set_fill_time(h5py.h5d.FILL_TIME_IFSET)
+    if fill is not None:
+        create.set_fill_value(fill)
+    for code, options in filters:
+        create.set_filter(code, h5py.h5z.FLAG_OPTIONAL, options)
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_chunk_cache(1, 0, 1.0)
+    space = h5py.h5s.create_simple((0, *chunk[1:]), (h5py.h5s.UNLIMITED, *chunk[1:]))
+    made = h5py.h5d.create(group.id, name, kind, space, create, None, access)
+    return h5py.Dataset(made)
+
+
+def _set_link(group: Any, name: str, item: Any) -> None:
+    if name in group:
+        del group[name]
+    group[name] = item
+
+
+def _group(parent: Any, name: str | None, nexus_class: str) -> Any:
     group = parent.create_group(name)
     group.attrs["NX_class"] = nexus_class
     return group
@@ -826,7 +938,7 @@ def _typed(value: Any) -> Value | None:
     elif isinstance(value, np.generic) and value.dtype.kind in "USM":
         value = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     if isinstance(value, str):
-        return value if "\0" not in value and _is_unicode(value) else None
+        return np.bytes_(value.encode()) if "\0" not in value and _is_unicode(value) else None
     if isinstance(value, bool):
         return np.bool_(value)
     if isinstance(value, int):
@@ -873,10 +985,9 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _dtype_of(h5py: Any, value: Value) -> tuple[Any, tuple[int, ...]]:
-    if isinstance(value, str):
-        return h5py.string_dtype(), ()
-    return value.dtype, value.shape
+def _roomy(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Leave a text room to grow; text of variable length would not survive a kill."""
+    return np.dtype(f"S{1 << max(5, dtype.itemsize.bit_length())}") if dtype.kind == "S" else dtype
 
 
 def _fill(dtype: np.dtype[Any]) -> Any:
@@ -884,21 +995,26 @@ def _fill(dtype: np.dtype[Any]) -> Any:
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         return limits.min if dtype.kind == "i" else limits.max
-    return {"f": np.nan, "c": complex(np.nan, np.nan), "b": False}.get(dtype.kind, "")
+    return {"f": np.nan, "c": complex(np.nan, np.nan), "b": False}.get(dtype.kind, b"")
 
 
-def _survives(numbers: npt.NDArray[Any], wide: np.dtype[Any]) -> bool:
+def _survives(numbers: Value, wide: np.dtype[Any]) -> bool:
     """Whether integers stay what they are as floats of type `wide`."""
     if numbers.dtype.kind not in "iu" or wide.kind not in "fc":
         return True
     limit = 1 << (np.finfo(wide).nmant + 1)
-    return bool(np.all((numbers <= limit) & (numbers >= -limit)))
+    values = np.asarray(numbers)
+    return bool(np.all((values <= limit) & (values >= -limit)))
 
 
 def _component(part: str) -> str:
     """Return `part` as HDF5 allows it in a path."""
-    part = part.encode(errors="replace").decode().replace("\0", "_")
-    return "_" if part == "." else part
+    return "_" if part == "." else _clean(part)
+
+
+def _clean(text: str) -> str:
+    """Replace what HDF5's text cannot have: NUL, and bytes that were no UTF-8."""
+    return text.encode(errors="replace").decode().replace("\0", "_")
 
 
 def _to_json(value: Any) -> str:

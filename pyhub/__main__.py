@@ -1,0 +1,5 @@
+"""python -m pyhub: the command line."""
+
+from pyhub.cli import main
+
+main()

@@ -1,0 +1,99 @@
+"""pyhub demo: a detector, two consumers and a live table, each a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from pyhub.cli import options
+from pyhub.cli.options import example, format_shape
+from pyhub.errors import PyhubError
+from pyhub.hub.message_hub import MessageHub
+from pyhub.monitor.live import Dashboard
+
+_REFRESH_S = 0.1
+_LINES_S = 1.0
+
+
+@click.command("demo", epilog=example("pyhub demo", "pyhub demo --seconds 10 --rate 50"))
+@click.option("--name", default="cam1", show_default=True, help="Name of the detector's channel.")
+@click.option(
+    "--shape",
+    type=options.shape,
+    metavar="RxC",
+    default="512x1028",
+    show_default=True,
+    help="Of a frame.",
+)
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=100.0,
+              show_default=True, metavar="HZ", help="Frames a second.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0), help="End after so long.  [default: Ctrl-C]")
+def command(name: str, shape: tuple[int, ...], rate: float, seconds: float | None) -> None:
+    """Show frames flowing: a simulated detector and two consumers.
+
+    One consumer averages every frame around the beam, the other follows the
+    newest. Without a terminal it prints a line a second and channel.
+    """
+    readers = {f"{name}.azimuthal": "azimuthal", f"{name}.follow": "follow"}
+    console = Console()
+    end = float("inf") if seconds is None else time.monotonic() + seconds
+    with MessageHub() as hub, contextlib.ExitStack() as stack:
+        children = [
+            stack.enter_context(_process("sim", "--name", name, "--shape", format_shape(shape),
+                                         "--rate", f"{rate:g}")),
+            *(stack.enter_context(_process(reader, name)) for reader in readers.values()),
+        ]  # fmt: skip
+        dashboard = Dashboard(hub, name, readers)
+        stack.callback(dashboard.close)
+        with contextlib.suppress(KeyboardInterrupt):  # the end that a demo expects
+            _show(dashboard, children, console, end)
+    click.echo(f"{dashboard.n_frames} frames flowed; all processes have ended")
+
+
+def _show(
+    dashboard: Dashboard,
+    children: list[subprocess.Popen[bytes]],
+    console: Console,
+    end: float,
+) -> None:
+    """Draw, or print lines without a terminal, until `end` or the death of a child."""
+    live = Live(console=console, auto_refresh=False, screen=console.is_terminal)
+    next_lines = time.monotonic() + _LINES_S
+    with live if console.is_terminal else contextlib.nullcontext():
+        while time.monotonic() < end:
+            for child in children:
+                if child.poll() is not None:
+                    raise PyhubError(
+                        f"a part of the demo ended with {child.returncode} (pid {child.pid}); its "
+                        "message is above.\n  Look at the machine with: pyhub doctor"
+                    )
+            dashboard.update()
+            if console.is_terminal:
+                live.update(dashboard.renderable(console.width, console.height), refresh=True)
+            elif time.monotonic() >= next_lines:
+                next_lines += _LINES_S
+                click.echo("\n".join(dashboard.lines()))
+            time.sleep(_REFRESH_S)  # the eye's pace
+
+
+@contextlib.contextmanager
+def _process(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a pyhub command beside this one; ended, as by Ctrl-C, when the context is left."""
+    with subprocess.Popen([sys.executable, "-m", "pyhub", *arguments]) as child:
+        try:
+            yield child
+        finally:
+            # A terminal's Ctrl-C reached it too; asking twice does no harm.
+            child.send_signal(signal.SIGTERM)
+            try:
+                child.wait(10.0)
+            except subprocess.TimeoutExpired:
+                child.kill()

@@ -1,0 +1,26 @@
+"""pyhub follow: keep up with a channel's newest frame, and say how well."""
+
+from __future__ import annotations
+
+import click
+
+from pyhub.cli.options import example
+from pyhub.hub.message_hub import MessageHub
+from pyhub.sinks.stages import publish_progress
+
+
+@click.command("follow", epilog=example("pyhub follow cam1", "pyhub info cam1.follow"))
+@click.argument("channel")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0), metavar="S",
+              help="How long to wait for the channel.  [default: for ever]")  # fmt: skip
+def command(channel: str, timeout_s: float | None) -> None:
+    """Follow the newest frame of CHANNEL; publish rate and latency as CHANNEL.follow.
+
+    Goes on when the producer restarts. Ctrl-C ends it.
+    """
+    with (
+        MessageHub() as hub,
+        hub.find_datablock_consumer(channel, timeout_s=timeout_s) as consumer,
+        hub.create_datablock_producer(f"{channel}.follow", slots=2) as producer,
+    ):
+        publish_progress(consumer, producer)

@@ -1,0 +1,67 @@
+"""How a command ends: its exit code, and what a failure says."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from enum import IntEnum
+from typing import Any
+
+import click
+
+from pyhub.errors import BrokerUnreachable, PyhubError, WaitTimeout
+
+__all__ = ["Commands", "ExitCode"]
+
+
+class ExitCode(IntEnum):
+    """What scripts may rely on; the list for people is in `pyhub --help`."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    TIMEOUT = 4
+    PARTIAL = 5
+    NO_BROKER = 6
+
+
+# The first that fits.
+_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
+    (FileNotFoundError, ExitCode.NOT_FOUND),
+    (WaitTimeout, ExitCode.TIMEOUT),
+    (BrokerUnreachable, ExitCode.NO_BROKER),
+    (PyhubError, ExitCode.FAILED),
+    (OSError, ExitCode.FAILED),
+)
+
+
+class Commands(click.Group):
+    """A group whose commands end with a message and a code, not a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order in which a newcomer needs them."""
+        return list(self.commands)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run; SIGTERM is taken as Ctrl-C, so that both end cleanly."""
+        logging.basicConfig(level=logging.WARNING, format="pyhub: %(message)s")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Turn errors that tell what to do into messages."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(ExitCode.DONE)  # to be stopped is how most commands end
+        except BrokenPipeError:
+            raise  # click ends quietly: whoever read our output has gone
+        except (PyhubError, OSError) as error:
+            code = next(code for kind, code in _CODES if isinstance(error, kind))
+            kind = type(error).__name__
+            text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            if isinstance(error, OSError) and not isinstance(error, PyhubError) and error.filename:
+                text = f"{text}: {error.filename}"
+            click.echo(f"{kind}: {text}", err=True)
+            ctx.exit(code)

@@ -1,0 +1,68 @@
+"""pyhub record: a channel's frames into a file."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from pyhub.cli.options import example
+from pyhub.cli.outcome import ExitCode
+from pyhub.hub.message_hub import MessageHub
+from pyhub.sinks.nexus import COMPRESSIONS
+from pyhub.sinks.recorder import record
+
+
+@click.command("record", epilog=example("pyhub record cam1 scan0042.h5 --frames 1000"))
+@click.argument("channel")
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--frames", type=click.IntRange(1), help="End after so many.  [default: go on]")
+@click.option("--compression", type=click.Choice(COMPRESSIONS), default="gzip", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0), metavar="S",
+              help="How long to wait for the channel.  [default: for ever]")  # fmt: skip
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    channel: str,
+    file: str,
+    frames: int | None,
+    compression: str,
+    overwrite: bool,
+    timeout_s: float | None,
+    quiet: bool,
+) -> None:
+    """Write every frame of CHANNEL into a new NeXus FILE (HDF5).
+
+    The frames are /entry/data/data, their parameters stand beside them; frames
+    that were missed are marked. Waits for the channel. Ctrl-C ends the
+    recording and finishes the file. While it is written it is FILE.partial.
+    """
+    with (
+        MessageHub() as hub,
+        hub.find_datablock_consumer(channel, timeout_s=timeout_s) as consumer,
+        Progress(
+            TextColumn("recording {task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed} frames, {task.fields[missing]} missing"),
+            console=Console(stderr=True),
+            disable=quiet or not Console(stderr=True).is_terminal,
+        ) as progress,
+    ):
+        task = progress.add_task(channel, total=frames, missing=0)
+        recording = record(
+            consumer,
+            file,
+            n_frames=frames,
+            compression=compression,
+            overwrite=overwrite,
+            on_frame=lambda n, missing: progress.update(task, completed=n, missing=missing),
+        )
+    ended = "" if recording.is_complete else f"; marked partial: {recording.reason}"
+    click.echo(
+        f"wrote {recording.n_frames} frames to {file}, {recording.n_missing} missing{ended}",
+        err=True,
+    )
+    if not recording.is_complete:
+        ctx.exit(ExitCode.PARTIAL)

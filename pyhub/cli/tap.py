@@ -1,0 +1,90 @@
+"""pyhub tap: a channel's frames as lines of text."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+import math
+from typing import Any
+
+import click
+import numpy as np
+
+from pyhub.cli.options import example, format_shape
+from pyhub.datablock import Frame
+from pyhub.hub.message_hub import MessageHub
+
+
+@click.command("tap", epilog=example("pyhub tap cam1", "pyhub tap cam1 --json --frames 10"))
+@click.argument("channel")
+@click.option("--frames", type=click.IntRange(1), help="End after so many.  [default: go on]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0), metavar="S",
+              help="Longest wait for channel or frame.  [default: for ever]")  # fmt: skip
+def command(channel: str, frames: int | None, as_json: bool, timeout_s: float | None) -> None:
+    """Print each frame of CHANNEL as it comes: its numbers and its parameters.
+
+    Ends when the channel is closed, or with Ctrl-C.
+    """
+    with (
+        MessageHub() as hub,
+        hub.find_datablock_consumer(channel, timeout_s=timeout_s) as consumer,
+    ):
+        for n, frame in enumerate(consumer.frames(timeout_s), 1):
+            facts = summary(frame)
+            click.echo(json.dumps(to_json(facts)) if as_json else _line(frame, facts))
+            if n == frames:
+                break
+
+
+def summary(frame: Frame) -> dict[str, Any]:
+    """Return the numbers that tell whether a frame is what one expects."""
+    facts: dict[str, Any] = {
+        "frame_id": frame.frame_id,
+        "timestamp": frame.timestamp,
+        "dtype": str(frame.data.dtype),
+        "shape": list(frame.data.shape),
+        "n_lost": frame.n_lost,
+    }
+    if frame.data.size and frame.data.dtype.kind in "biuf":
+        facts |= {
+            "min": frame.data.min(),
+            "max": frame.data.max(),
+            "mean": float(frame.data.mean(dtype=np.float64)),
+        }
+    return facts | {"flex": frame.flex}
+
+
+def _line(frame: Frame, facts: dict[str, Any]) -> str:
+    when = dt.datetime.fromtimestamp(frame.timestamp).strftime("%H:%M:%S.%f")[:-3]
+    numbers = f"{facts['dtype']} {format_shape(frame.data.shape)}"
+    if "mean" in facts:
+        numbers += f"  min {facts['min']:g} mean {facts['mean']:.4g} max {facts['max']:g}"
+    lost = f"  LOST {frame.n_lost}" if frame.n_lost else ""
+    flex = "  ".join(f"{name}={_short(value)}" for name, value in frame.flex.items())
+    return f"{when}  {frame.frame_id:>7}{lost}  {numbers}  {flex}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value).replace("\n", " ")
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def to_json(value: Any) -> Any:
+    """Return `value` as JSON can say it; NaN and infinities become null."""
+    if isinstance(value, dict):
+        return {name: to_json(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(inner) for inner in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return to_json(value.tolist())
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, (dt.datetime, dt.date, dt.timedelta, complex)):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
