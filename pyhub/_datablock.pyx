@@ -6,14 +6,13 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strlen
 
 from pyhub._abi cimport (
     PHB_BAD_ABI,
     PHB_BUSY,
     PHB_CAPACITY,
-    PHB_CLOSED,
     PHB_DTYPE_BYTES,
     PHB_EMPTY,
     PHB_FLEX_JSON,
@@ -47,7 +46,6 @@ from pyhub._abi cimport (
     phb_load32_acquire,
     phb_load64,
     phb_load64_acquire,
-    phb_monotonic_ns,
     phb_snapshot,
     phb_update,
     phb_wait_change,
@@ -57,7 +55,7 @@ from pyhub._core cimport Segment, deadline_after, error_for, fork_generation
 import os
 
 from pyhub import errors
-from pyhub._core import ABI_VERSION
+from pyhub._core import ABI_VERSION as _ABI_VERSION
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -144,7 +142,7 @@ cdef class DataBlock:
         if status == PHB_BAD_ABI:
             raise errors.AbiMismatch(
                 f"segment {name!r} has layout {self.db.constants.segment.abi_version}, this "
-                f"pyhub reads layout {ABI_VERSION} (or libc and byte order differ).\n"
+                f"pyhub reads layout {_ABI_VERSION} (or libc and byte order differ).\n"
                 "  Producer and consumer run different versions of pyhub: bring both to the "
                 "newer one (conda update pyhub)."
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,13 @@ def dtype_to_text(dtype: np.dtype[Any]) -> str:
         It holds Python objects, has no size, or its description is too long.
     """
     _check_dtype(dtype)
-    descr: object = np.lib.format.dtype_to_descr(dtype)
+    try:
+        descr: object = np.lib.format.dtype_to_descr(dtype)
+    except ValueError as error:
+        raise LayoutError(
+            f"the fields of dtype {dtype} overlap or are out of order, which has no description.\n"
+            "  Give each field bytes of its own, in order."
+        ) from error
     text = descr if isinstance(descr, str) else json.dumps(descr)
     if len(text.encode()) > MAX_DTYPE_BYTES:
         raise LayoutError(
@@ -56,7 +63,8 @@ def text_to_dtype(text: str) -> np.dtype[Any]:
     try:
         descr = json.loads(text) if text.startswith("[") else text
         dtype = np.lib.format.descr_to_dtype(_with_tuples(descr))
-    except (ValueError, TypeError, RecursionError) as error:
+    # SyntaxError: numpy parses texts with commas as Python.
+    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError) as error:
         raise LayoutError(f"the header's dtype {text!r} is none of numpy's.") from error
     _check_dtype(dtype)
     return dtype
@@ -88,7 +96,7 @@ class FrameLayout:
         except TypeError as error:
             raise LayoutError(f"{dtype!r} is no numpy dtype.") from error
         _check_dtype(checked)
-        dimensions = (shape,) if isinstance(shape, int) else tuple(shape)
+        dimensions = tuple(shape) if isinstance(shape, Iterable) else (shape,)
         if checked.subdtype is not None:
             raise LayoutError(
                 f"dtype {checked} is an array of its own.\n"

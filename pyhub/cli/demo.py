@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pyhub.monitor.live import Dashboard
 
 _REFRESH_S = 0.1
 _LINES_S = 1.0
+_PICTURE_SIZE = (100, 40)  # characters
 
 
 @click.command("demo", epilog=example("pyhub demo", "pyhub demo --seconds 10 --rate 50"))
@@ -36,7 +38,11 @@ _LINES_S = 1.0
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=100.0,
               show_default=True, metavar="HZ", help="Frames a second.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0), help="End after so long.  [default: Ctrl-C]")
-def command(name: str, shape: tuple[int, ...], rate: float, seconds: float | None) -> None:
+@click.option("--picture", type=click.Path(dir_okay=False), metavar="FILE.svg",
+              help="Save what was shown last.")  # fmt: skip
+def command(
+    name: str, shape: tuple[int, ...], rate: float, seconds: float | None, picture: str | None
+) -> None:
     """Show frames flowing: a simulated detector and two consumers.
 
     One consumer averages every frame around the beam, the other follows the
@@ -55,6 +61,8 @@ def command(name: str, shape: tuple[int, ...], rate: float, seconds: float | Non
         stack.callback(dashboard.close)
         with contextlib.suppress(KeyboardInterrupt):  # the end that a demo expects
             _show(dashboard, children, console, end)
+    if picture is not None:
+        _save(dashboard, picture)
     click.echo(f"{dashboard.n_frames} frames flowed; all processes have ended")
 
 
@@ -82,6 +90,17 @@ def _show(
                 next_lines += _LINES_S
                 click.echo("\n".join(dashboard.lines()))
             time.sleep(_REFRESH_S)  # the eye's pace
+
+
+def _save(dashboard: Dashboard, path: str) -> None:
+    width, height = _PICTURE_SIZE
+    with open(os.devnull, "w") as nowhere:
+        console = Console(
+            record=True, width=width, height=height, file=nowhere, force_terminal=True,
+            color_system="truecolor",
+        )  # fmt: skip
+        console.print(dashboard.renderable(width, height))
+        console.save_svg(path, title="pyhub demo")
 
 
 @contextlib.contextmanager

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import queue
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import zmq
@@ -30,18 +33,23 @@ R = TypeVar("R")
 # One request waits this long for its reply before it is sent once more, to the
 # broker that is there then.
 _PATIENCE_S = 1.0
+# A request that waits looks this often whether the connection was closed.
+_SLICE_S = 0.1
 
 
 class Connection:
     """Asks the broker, from any thread; finds the next one when it dies.
 
+    A request may reach a broker twice, or two brokers: each of them has to be
+    one that does no harm when it is repeated.
+
     Parameters
     ----------
     config
         How to find the broker.
-    on_new_broker
-        Called, in whatever thread noticed, when another broker has taken over:
-        it knows nothing of this program yet.
+    introduction
+        Returns what a broker that knows nothing of this program has to be
+        told. Called, in whatever thread, each time one is met.
 
     Raises
     ------
@@ -49,28 +57,32 @@ class Connection:
         No broker answers and none could be started.
     """
 
-    def __init__(self, config: BrokerConfig, on_new_broker: Callable[[], object]) -> None:
+    def __init__(self, config: BrokerConfig, introduction: Callable[[], list[RequestBody]]) -> None:
         self._config = config
         self._runtime = RuntimeDirectory(config.runtime_dir)
-        self._on_new_broker = on_new_broker
+        self._introduction = introduction
         self._pid = os.getpid()
         # Kept over reconnections: to the broker it is the same program.
         self._identity = secrets.token_bytes(8)
         self._epoch = ""
+        self._heartbeat_s = 1.0
         self._next_id = 0
-        self._lock = threading.RLock()  # one request at a time
-        self._is_closed = threading.Event()
+        self._lock = threading.Lock()  # one request at a time
+        self._asking = 0  # the thread that has the lock
+        self._is_known = False  # whether the broker at the other end met us
+        self._is_closed = False
+        self._news: deque[RequestBody] = deque()
+        # Of all ways to wake a thread, the one that a finalizer may use too.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         try:
-            welcome = self._greet()
+            self.ask(protocol.Ping(), protocol.Welcome)
         except BaseException:
             self._disconnect()
             self.context.term()
             raise
-        self._heart = threading.Thread(
-            target=self._beat, args=(welcome.heartbeat_s,), name="pyhub-heartbeat", daemon=True
-        )
+        self._heart = threading.Thread(target=self._beat, name="pyhub-heartbeat", daemon=True)
         self._heart.start()
 
     def ask(self, body: RequestBody, expect: type[R]) -> R:
@@ -83,67 +95,138 @@ class Connection:
         BrokerRefused
             The broker said no; the message says why.
         """
-        self._check()
-        with self._lock:
-            reply = self._exchange(body)
-            if isinstance(reply, protocol.Refused) and reply.code == "no_hello":
-                self._greet()  # a new broker: introduce us, then ask again
-                reply = self._exchange(body)
-        return _expected(reply, expect)
+        self.check()
+        deadline = time.monotonic() + self._config.timeout_s
+        with self._turn(deadline):
+            return _expected(self._exchange(body, deadline), expect)
 
-    def close(self) -> None:
-        """Say goodbye. In a fork's child: only forget, the line is the parent's."""
-        if self._is_closed.is_set() or self._pid != os.getpid():
-            return
-        self._is_closed.set()
-        if self._heart is not threading.current_thread():
-            self._heart.join()
-        with self._lock:
-            try:
-                self._send(protocol.Goodbye())
-            except (BrokerUnreachable, zmq.ZMQError) as error:
-                _log.debug("no broker to say goodbye to: %s", error)
-            self._disconnect(linger_ms=200)
-        self.context.term()
+    def tell(self, body: RequestBody) -> None:
+        """Say something soon, before the next request; never waits, never raises.
 
-    def _check(self) -> None:
+        So that frames flow on whatever the broker does, and that finalizers
+        may call it.
+        """
+        self._news.append(body)
+        self._wake.put(None)
+
+    def check(self) -> None:
+        """Raise if no request can be made any more: after `close`, or a fork."""
         if self._pid != os.getpid():
             raise ForkedHandle(
                 "this hub was made before a fork, and is used in the child.\n"
                 "  Make a MessageHub of its own in the child, or start processes with the spawn "
                 "method."
             )
-        if self._is_closed.is_set():
+        if self._is_closed:
             raise ChannelClosed("this hub was shut down.\n  Make a new MessageHub.")
+
+    def close(self) -> None:
+        """Say goodbye. In a fork's child: only forget, the line is the parent's.
+
+        All sockets of `context` must have been closed.
+        """
+        if self._pid != os.getpid():
+            return
+        self._is_closed = True
+        self._wake.put(None)
+        # Not to be waited for by itself, nor by a signal handler that
+        # interrupted a request: that one has to end first.
+        if threading.get_ident() not in (self._heart.ident, self._asking):
+            self._heart.join(self._config.timeout_s)
+
+    # --- Asking ---
+
+    @contextlib.contextmanager
+    def _turn(self, deadline: float) -> Iterator[None]:
+        """Have the line for oneself."""
+        patience_s = min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+        if not self._lock.acquire(timeout=patience_s):
+            raise self._unreachable()
+        self._asking = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._asking = 0
+            self._lock.release()
+
+    def _exchange(self, body: RequestBody, deadline: float) -> ReplyBody:
+        """Ask until there is an answer; meet the next broker if this one is gone."""
+        while True:
+            self.check()
+            if (self._is_known or self._meet(deadline)) and self._say_news(deadline):
+                reply = self._request(body, deadline)
+                if reply is not None and not _is_unknown(reply):
+                    return reply
+            self._is_known = False
+            if time.monotonic() >= deadline:
+                raise self._unreachable()
+
+    def _say_news(self, deadline: float) -> bool:
+        while self._news:
+            reply = self._request(self._news[0], deadline)
+            if reply is None or _is_unknown(reply):
+                return False  # the introduction will say it
+            if isinstance(reply, protocol.Refused):
+                _log.warning("the broker refused (%s): %s", reply.code, reply.reason)
+            self._news.popleft()
+        return True
+
+    def _request(self, body: RequestBody, deadline: float) -> ReplyBody | None:
+        """Send once; None if nobody answers for as long as one try may take."""
+        line = self._socket
+        if line is None:
+            return None
+        self._next_id += 1
+        until = min(deadline, time.monotonic() + _PATIENCE_S)
+        try:
+            line.send(protocol.encode(protocol.Request(self._next_id, body)), zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        while not self._is_closed and (left_s := until - time.monotonic()) > 0:
+            if not line.poll(int(min(left_s, _SLICE_S) * 1000) + 1):
+                continue
+            try:
+                reply = protocol.decode_reply(line.recv())
+            except ValueError as error:
+                raise BrokerRefused(
+                    f"the broker's answer cannot be read: {error}.\n"
+                    "  It may run another version of pyhub: restart it."
+                ) from error
+            if reply.id == self._next_id:  # others are answers that came too late
+                return reply.body
+        return None
 
     # --- Finding the broker ---
 
-    def _greet(self) -> protocol.Welcome:
-        """Find the broker, connect, and say who we are."""
-        deadline = time.monotonic() + self._config.timeout_s
+    def _meet(self, deadline: float) -> bool:
+        """Find the broker, say who we are and what we have; whether it listened."""
+        self._connect(deadline)
         leases = lease_path()
         hello = protocol.Hello(
             protocol.PROTOCOL, socket.gethostname(), os.getpid(), process_lease(leases), str(leases)
         )
-        with self._lock:
-            while True:
-                self._connect()
-                try:
-                    request_id = self._send(hello)
-                    welcome = _expected(self._receive(request_id, _PATIENCE_S), protocol.Welcome)
-                    break
-                except BrokerUnreachable:
-                    if time.monotonic() >= deadline:
-                        raise
-        is_new = self._epoch not in ("", welcome.epoch)
-        self._epoch = welcome.epoch
-        if is_new:
+        reply = self._request(hello, deadline)
+        if reply is None:
+            # It may read this hello when nobody remembers it: take it back.
+            self._disconnect()
+            return False
+        welcome = _expected(reply, protocol.Welcome)
+        if self._epoch not in ("", welcome.epoch):
             _log.info("met a new broker (%s)", welcome.epoch)
-            self._on_new_broker()
-        return welcome
+        self._epoch = welcome.epoch
+        self._heartbeat_s = welcome.heartbeat_s
+        self._news.clear()  # all of it, and more, is in the introduction
+        for body in self._introduction():
+            reply = self._request(body, deadline)
+            if reply is None:
+                return False
+            if isinstance(reply, protocol.Refused):
+                _log.warning("the broker refused (%s): %s", reply.code, reply.reason)
+        self._is_known = True
+        return True
 
-    def _connect(self) -> None:
-        broker = self._runtime.find_broker(self._config)
+    def _connect(self, deadline: float) -> None:
+        broker = self._runtime.find_broker(self._config, deadline)
         keys = load_or_create_keys(self._runtime.key_path("client"))
         self._disconnect()
         line: zmq.Socket[bytes] = self.context.socket(zmq.DEALER)
@@ -152,7 +235,7 @@ class Connection:
         line.curve_serverkey = broker.public_key.encode()
         line.curve_publickey = keys.public.encode()
         line.curve_secretkey = keys.secret.encode()
-        line.maxmsgsize = protocol.MAX_MESSAGE_BYTES * 16
+        line.maxmsgsize = protocol.MAX_REPLY_BYTES
         line.connect(broker.endpoint)
         self._socket = line
 
@@ -161,52 +244,55 @@ class Connection:
             self._socket.close(linger_ms)
             self._socket = None
 
-    # --- Asking ---
-
-    def _exchange(self, body: RequestBody) -> ReplyBody:
-        """Send and receive; meet the next broker once if this one is gone."""
-        try:
-            return self._receive(self._send(body), _PATIENCE_S)
-        except BrokerUnreachable:
-            self._greet()
-            return self._receive(self._send(body), self._config.timeout_s)
-
-    def _send(self, body: RequestBody) -> int:
-        self._next_id += 1
-        if self._socket is None:
-            raise self._unreachable(0.0)
-        self._socket.send(protocol.encode(protocol.Request(self._next_id, body)))
-        return self._next_id
-
-    def _receive(self, request_id: int, timeout_s: float) -> ReplyBody:
-        deadline = time.monotonic() + timeout_s
-        while self._socket is not None:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0 or not self._socket.poll(int(left_s * 1000) + 1):
-                break
-            reply = protocol.decode_reply(self._socket.recv())
-            if reply.id == request_id:  # others are answers that came too late
-                return reply.body
-        raise self._unreachable(timeout_s)
-
-    def _unreachable(self, timeout_s: float) -> BrokerUnreachable:
+    def _unreachable(self) -> BrokerUnreachable:
         return BrokerUnreachable(
-            f"the broker in {self._runtime.path} did not answer within {timeout_s:g} s.\n"
+            f"the broker in {self._runtime.path} did not answer within "
+            f"{self._config.timeout_s:g} s.\n"
             f"  See {self._runtime.log_path}; if it is stuck, end it: the next program starts "
             "another one.\n  Frames in shared memory flow on without it."
         )
 
     # --- Heartbeat ---
 
-    def _beat(self, heartbeat_s: float) -> None:
-        while not self._is_closed.wait(heartbeat_s):
+    def _beat(self) -> None:
+        was_heard = True
+        while not self._is_closed:
+            self._rest()
+            deadline = time.monotonic() + self._config.timeout_s
             try:
-                with self._lock:
-                    welcome = _expected(self._exchange(protocol.Ping()), protocol.Welcome)
-                    if welcome.epoch != self._epoch:
-                        self._greet()
-            except (BrokerUnreachable, BrokerRefused) as error:
-                _log.warning("%s", error)
+                with self._turn(deadline):
+                    self._exchange(protocol.Ping(), deadline)
+            except ChannelClosed:
+                break
+            # Whatever it was: a program whose heart stops is forgotten for good.
+            except Exception as error:
+                if was_heard:
+                    _log.warning("%s", error)
+                was_heard = False
+            else:
+                was_heard = True
+        self._say_goodbye()
+
+    def _rest(self) -> None:
+        """Sleep until there is news, or for one heartbeat."""
+        with contextlib.suppress(queue.Empty):
+            self._wake.get(timeout=self._heartbeat_s)
+            while True:
+                self._wake.get_nowait()
+
+    def _say_goodbye(self) -> None:
+        with self._lock:
+            if self._socket is not None:
+                with contextlib.suppress(zmq.Again):
+                    goodbye = protocol.Request(self._next_id + 1, protocol.Goodbye())
+                    self._socket.send(protocol.encode(goodbye), zmq.NOBLOCK)
+            self._disconnect(linger_ms=200)
+        self.context.term()
+
+
+def _is_unknown(reply: ReplyBody) -> bool:
+    """Whether the broker said that it does not know us."""
+    return isinstance(reply, protocol.Refused) and reply.code == "no_hello"
 
 
 def _expected(reply: ReplyBody, expect: type[R]) -> R:

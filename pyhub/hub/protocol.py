@@ -1,13 +1,14 @@
 """The messages between programs and the broker, and on notification channels.
 
 To the broker: one frame, MessagePack of `Request`; from it: `Reply` with the
-same `id`. All are bounded (`MAX_MESSAGE_BYTES`) and typed: what does not decode
-is refused, never guessed at.
+same `id`. All are bounded and typed: what does not decode is refused, never
+guessed at. A request does no harm when it is repeated: who got no answer sends
+it again.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias, TypeVar
+from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
 
@@ -17,6 +18,7 @@ from pyhub.names import check_name
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
+    "MAX_REPLY_BYTES",
     "PROTOCOL",
     "ChannelInfo",
     "Channels",
@@ -47,6 +49,11 @@ T = TypeVar("T")
 
 PROTOCOL = 1
 MAX_MESSAGE_BYTES = 64 * 1024
+MAX_REPLY_BYTES = 16 * MAX_MESSAGE_BYTES  # a list of some thousand channels
+
+_Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=255)]
+# A lease is asked of the kernel as an unsigned number.
+Lease: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class ChannelInfo(msgspec.Struct, frozen=True):
@@ -81,10 +88,10 @@ class Hello(_Message, frozen=True):
     """The first message of a program; again after the broker changed."""
 
     protocol: int
-    host: str
+    host: _Text
     pid: int
-    lease: int  # of the program, in `lease_file`; how its host sees it die
-    lease_file: str
+    lease: Lease  # of the program, in `lease_file`; how its host sees it die
+    lease_file: Annotated[str, msgspec.Meta(max_length=4096)]
 
 
 class Register(_Message, frozen=True):
@@ -107,17 +114,17 @@ class LookUp(_Message, frozen=True):
 
 
 class ReaderAttached(_Message, frozen=True):
-    """This program reads the segment of a channel, from now on."""
+    """This program's reader of that number reads the segment, and no other one."""
 
-    name: str
-    segment_id: str
+    reader: int
+    name: _Text
+    segment_id: _Text
 
 
 class ReaderDetached(_Message, frozen=True):
-    """A reader of this program left that segment."""
+    """This program's reader of that number reads nothing any more."""
 
-    name: str
-    segment_id: str
+    reader: int
 
 
 class ListChannels(_Message, frozen=True):
@@ -156,7 +163,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Welcome(_Message, frozen=True):
-    """To `Hello` and `Ping`. Another `epoch`: a new broker, which knows nothing."""
+    """To `Hello` and `Ping`. Another `epoch`: another broker than before."""
 
     protocol: int
     epoch: str
@@ -222,12 +229,12 @@ def decode_request(frame: bytes) -> Request:
     ValueError
         It is too long, no message, or a field is out of bounds.
     """
-    return _bounded(_requests, frame)
+    return _bounded(_requests, frame, MAX_MESSAGE_BYTES)
 
 
 def decode_reply(frame: bytes) -> Reply:
     """Return the reply that `frame` holds; `ValueError` as for requests."""
-    return _bounded(_replies, frame)
+    return _bounded(_replies, frame, MAX_REPLY_BYTES)
 
 
 def encode_notification(notification: Notification) -> bytes:
@@ -237,12 +244,12 @@ def encode_notification(notification: Notification) -> bytes:
 
 def decode_notification(payload: bytes) -> Notification:
     """Return the notification that `payload` holds; `ValueError` if none."""
-    return _bounded(_notifications, payload)
+    return _bounded(_notifications, payload, MAX_MESSAGE_BYTES)
 
 
-def _bounded(decoder: msgspec.msgpack.Decoder[T], frame: bytes) -> T:
-    if len(frame) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"a message of {len(frame)} bytes; at most {MAX_MESSAGE_BYTES}")
+def _bounded(decoder: msgspec.msgpack.Decoder[T], frame: bytes, max_bytes: int) -> T:
+    if len(frame) > max_bytes:
+        raise ValueError(f"a message of {len(frame)} bytes; at most {max_bytes}")
     try:
         return decoder.decode(frame)
     except (msgspec.MsgspecError, InvalidName, RecursionError) as error:

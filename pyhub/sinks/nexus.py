@@ -19,23 +19,25 @@ so. Its `frame_id` is filled in where the neighbours leave no doubt. A gap of
 more than a million frames gets one row only, and the attribute
 ``n_rows_omitted`` of the frames counts the others.
 
-Parameters keep their type; nested ones become groups. Where a frame lacks one,
-the row holds NaN, an empty text, False, or for integers the value in the
-attribute ``missing_value``. Numbers of several types become the type that holds
-them all exactly. A value that does not fit the type of those before
-it, and any that is neither number, text nor array, stands as JSON: in the data
-set itself if the first was so, else beside it under the name ``..._json``.
-After 4,096 names, further ones share the JSON of ``others``.
+Parameters keep their type; nested ones become groups, lists of numbers arrays.
+Numbers of several types become the type that holds them all exactly. Where a
+frame lacks a parameter, the row has NaN, an empty text, False, or for integers
+the value in the attribute ``missing_value``. Values that are neither number,
+text nor array of one shape stand as JSON: in the data set itself if the first
+one was such, else beside it as ``..._json``. After 4,096 names, further ones
+share the JSON of ``others``.
 
 How it survives
-    The file is written under ``path + ".partial"`` and renamed when it is
-    finished, so the final name never shows half a file. Its chunk index and
-    object headers are of a format (HDF5 1.10) in which a reference is written
-    after what it refers to, so that a process killed at any instant leaves a
-    file that opens and has every frame of the last flush; the superblock is
-    version 0, as version 3 would mark the file as open, which a killed writer
-    cannot take back, and no viewer could open it without h5clear. Not synced
-    to the disk before `NexusFile.finish`: a power cut may take the file.
+    The file is written as ``path + ".partial"`` and renamed when it is finished,
+    so the final name never shows half a file. A process that is killed, at any
+    instant, leaves a .partial that opens and has all frames of the last flush:
+    the index of the chunks has the format of HDF5 1.10, which is written in
+    order; object headers do not grow after the start; what is made later is
+    linked when it is in the file; and `NexusFile._commit` names the new end of
+    the file first. The superblock has version 0: version 3 marks the file as
+    open for writing, which a killed writer cannot take back, and nothing would
+    open it without h5clear. The disk itself is synced by `NexusFile.finish`
+    only: a power cut may take a recording that is not finished.
 """
 
 from __future__ import annotations

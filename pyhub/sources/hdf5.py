@@ -365,21 +365,18 @@ class FrameFile:
             )
         base, inner = dtype.subdtype or (dtype, ())
         shape = tuple(int(n) for n in data.shape)
-        ndim = frame_ndim
-        if ndim is None:
-            ndim = NDIM_OF_INTERPRETATION.get(_text(data.attrs, "interpretation") or "", -1)
-        elif not 0 <= ndim - len(inner) <= len(shape):
+        known = frame_ndim
+        if known is None:
+            known = NDIM_OF_INTERPRETATION.get(_text(data.attrs, "interpretation") or "")
+        # How many axes of the data set are not of its frames: 0 or 1.
+        n_outer = -1 if known is None else len(shape) + len(inner) - known
+        if frame_ndim is not None and (n_outer not in (0, 1) or n_outer > len(shape)):
             raise LayoutError(
-                f"{self._label()} has shape {shape}; frames of {ndim} dimensions are not in it.\n"
-                f"  frame_ndim can be {len(inner)} to {len(shape) + len(inner)}."
+                f"{self._label()} has shape {(*shape, *inner)}: not one frame of {frame_ndim} "
+                "dimensions, and not a stack of them.\n"
+                f"  frame_ndim can be {len(shape) + len(inner)} or one less."
             )
-        ndim -= len(inner)
-        if ndim == len(shape):
-            self._is_stack = False
-        elif ndim == len(shape) - 1:
-            self._is_stack = True
-        else:
-            self._is_stack = len(shape) >= 3
+        self._is_stack = n_outer == 1 if n_outer in (0, 1) and shape else len(shape) >= 3
         own = shape[1:] if self._is_stack else shape
         self._n_frames = shape[0] if self._is_stack else 1
         self._frame_shape = (*own, *(int(n) for n in inner))

@@ -1,0 +1,81 @@
+# make demo   builds, starts, shows frames flowing; Ctrl-C ends it
+# make test   all tests
+# make check  style, types, stubs
+# make bench  benchmarks: a table, and JSON in benchmarks/results
+# make conda  builds and tests the conda package, offline
+#
+# All of them need python3 >= 3.11 with venv, gcc and make; the rest goes into
+# .venv. PYTHON=python3.12 chooses another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HEADERS := $(wildcard include/pyhub/*.h)
+NATIVE := $(wildcard pyhub/*.pyx pyhub/*.pxd)
+
+.PHONY: demo test check bench gates conda picture dist clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.built
+	@$(BIN)/pyhub demo $(ARGS)
+
+test: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.built $(VENV)/.test $(VENV)/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/cython-lint pyhub  # it calls pycodestyle by name
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest pyhub._core pyhub._codec pyhub._datablock \
+	    --allowlist tests/stubtest-allowlist.txt --ignore-unused-allowlist
+	$(BIN)/python -m pytest -q tests/test_floors.py
+
+bench: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python benchmarks/report.py $(ARGS)
+
+gates: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python benchmarks/instructions.py --check
+	$(BIN)/python benchmarks/ratios.py --check
+
+conda: $(VENV)/.built $(VENV)/.conda
+	$(BIN)/python conda-recipe/offline.py $(ARGS)
+
+picture: $(VENV)/.built
+	$(BIN)/pyhub demo --seconds 5 --picture docs/demo.svg
+	sed -i 's/Fira Code/DejaVu Sans Mono/g' docs/demo.svg
+	rsvg-convert -w 1100 docs/demo.svg | pngquant 64 - > docs/demo.png
+
+dist: $(VENV)/.check
+	$(BIN)/pip install -q build
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist *.egg-info pyhub/*.c pyhub/*.so $(VENV)
+
+# The package, editable, and with what record and replay need. Built anew when
+# a header or a native module changes.
+$(VENV)/.built: pyproject.toml setup.py $(HEADERS) $(NATIVE) | $(VENV)/.made
+	@echo "building pyhub into $(VENV) ..."
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[hdf5]'
+	@touch $@
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "pyhub needs python3 >= 3.11; this is $$($(PYTHON) --version)."; \
+	      echo "Name another one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	    { echo "venv is missing. On Debian: apt install python3-venv python3-dev"; exit 1; }
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/.built
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+$(VENV)/.check: pyproject.toml | $(VENV)/.built
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[test,check]'
+	@touch $@
+
+$(VENV)/.conda: pyproject.toml | $(VENV)/.built
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[conda]'
+	@touch $@
