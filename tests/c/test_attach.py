@@ -1,0 +1,50 @@
+"""A damaged segment is refused, or read without leaving it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+# The program takes any number; this many say at once whether a check is gone.
+N_MUTATIONS = 20_000
+N_EACH_KIND = N_MUTATIONS // 6
+
+
+@pytest.fixture
+def fuzzed(build: Any, run: Any, shm: Path) -> dict[str, int]:
+    seen: dict[str, int] = run(build("fuzz_attach.c", *SANITIZE), shm, 1, N_MUTATIONS)
+    return seen
+
+
+def test_no_mutated_header_crashes_a_reader(fuzzed: dict[str, int]) -> None:
+    # That it ran to its end is the claim; these say that it got past the door.
+    assert fuzzed["crc_wrong"] == fuzzed["file_size"] == 0
+    assert N_EACH_KIND // 4 < fuzzed["field"] < N_EACH_KIND
+    assert N_EACH_KIND // 4 < fuzzed["remeasured"] < N_EACH_KIND
+    assert fuzzed["live_words"] == N_EACH_KIND
+    assert fuzzed["read"] > N_MUTATIONS
+
+
+NUMBERS = "memcmp(&computed, c, sizeof computed) != 0 ||"
+SIZE = "return out->size <= db->constants.structured_buffer_capacity ? PHB_OK : PHB_DAMAGED;"
+INDEX = "if (flex_index > db->constants.n_slots) {"
+
+
+@pytest.mark.parametrize(
+    ("line", "broken"),
+    [
+        pytest.param(NUMBERS, "", id="numbers-not-compared"),
+        pytest.param(SIZE, "return PHB_OK;", id="size-not-checked"),
+        pytest.param(INDEX, "if (0) {", id="flex-index-not-checked"),
+    ],
+)
+def test_without_a_check_a_mutated_header_crashes_a_reader(
+    build: Any, break_header: Any, shm: Path, line: str, broken: str
+) -> None:
+    path = build("fuzz_attach.c", include=break_header(line, broken))
+    done = subprocess.run([path, shm, "1", str(N_MUTATIONS)], capture_output=True, text=True)
+    assert done.returncode != 0

@@ -1,0 +1,67 @@
+"""A ring of frames does what a simple model of it does, also when producers die."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+N_RINGS = 30
+N_STEPS = 150
+# Kills per operation; 10000 means every instruction of it (some 10 s a ring).
+MAX_KILLS = 60
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("n_slots", [1, 2, 3, 8])
+def test_ring_holds_what_the_model_holds(
+    build: Any, run: Any, shm: Path, n_slots: int, seed: int
+) -> None:
+    met = run(build("ring_model.c"), shm, n_slots, seed, N_RINGS, N_STEPS)
+    enough = N_RINGS * N_STEPS // 4
+    assert met["deaths"] > enough // 4
+    assert min(met["frames"], met["objects"]) > enough
+    assert min(met["read"], met["empty"], met["overrun"], met["carried_over"]) > enough
+    # Only where the newest frame and the next one share the slot.
+    assert (met["busy"] > 0) == (n_slots == 1)
+
+
+@pytest.mark.parametrize("n_slots", [1, 3])
+def test_death_at_any_instruction_publishes_all_or_nothing(
+    build: Any, run: Any, shm: Path, n_slots: int
+) -> None:
+    met = run(build("kill_step.c"), shm, n_slots, MAX_KILLS)
+    assert met["kills"] > MAX_KILLS
+    assert 0 < met["committed"] < met["kills"]
+    assert 0 < met["recovered"] < met["kills"]
+
+
+# Negative controls: with one line of the header broken the model notices.
+REPAIR = "        phb_datablock_repair(db);\n"
+RETIRE = "entry <= db->constants.n_slots && entry != neighbour"
+FIRST_OBJECT = "phb_datablock_retire(db, former, PHB_NO_ENTRY); /* no frame ever had it */"
+NEXT_SLOT = "phb_store32(&next->flex_index, PHB_NO_ENTRY);"
+NEWEST = "behind == 0 ? (uint32_t)now.flex_index : phb_load32(&slot->flex_index)"
+
+
+@pytest.mark.parametrize(
+    ("program", "line", "broken"),
+    [
+        pytest.param("ring_model.c", RETIRE, "entry <= db->constants.n_slots", id="reused-early"),
+        pytest.param("ring_model.c", FIRST_OBJECT, "", id="leaked-entry"),
+        pytest.param("kill_step.c", REPAIR, "", id="no-repair"),
+        pytest.param("kill_step.c", NEXT_SLOT, "", id="begun-slot-kept"),
+        pytest.param("kill_step.c", NEWEST, "phb_load32(&slot->flex_index)", id="uncommitted"),
+    ],
+)
+def test_model_notices_a_broken_ring(
+    build: Any, break_header: Any, shm: Path, program: str, line: str, broken: str
+) -> None:
+    arguments = {"ring_model.c": (1, N_RINGS, N_STEPS), "kill_step.c": (MAX_KILLS,)}[program]
+    path = build(program, "-Wno-unused", include=break_header(line, broken))
+    done = subprocess.run([path, shm, "3", *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip(done.stderr.strip())
+    assert "not true" in done.stderr
