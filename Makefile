@@ -39,7 +39,7 @@ gates: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python benchmarks/ratios.py --check
 
 conda: $(VENV)/.built $(VENV)/.conda
-	$(BIN)/python conda-recipe/offline.py $(ARGS)
+	$(BIN)/python conda-recipe/offline.py
 
 picture: $(VENV)/.built
 	$(BIN)/pyhub demo --seconds 5 --picture docs/demo.svg

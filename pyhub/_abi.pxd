@@ -76,6 +76,8 @@ cdef extern from "pyhub/segment.h" nogil:
     int phb_segment_is_named(const phb_segment *, const char *path)
     void phb_segment_close(phb_segment *, const char *path)
     int phb_segment_remove_dead(const char *path, const char *leases)
+    int phb_segment_adopt(phb_segment_live *, const char *path, const char *leases,
+                          uint64_t lease)
 
 
 cdef extern from "pyhub/datablock.h" nogil:
@@ -146,7 +148,6 @@ cdef extern from "pyhub/datablock.h" nogil:
                              const char *path, const char *name, uint64_t lease)
     int phb_datablock_attach(phb_datablock *, phb_segment *, const char *path,
                              uint32_t owner_uid, int writable)
-    int phb_datablock_adopt(phb_datablock *, const char *leases, uint64_t lease)
     void phb_datablock_snapshot(const phb_datablock *, phb_snapshot *)
     int phb_datablock_read(const phb_datablock *, const uint64_t *version, void *data,
                            void *flex, phb_frame *)

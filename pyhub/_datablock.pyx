@@ -6,6 +6,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strlen
 
@@ -30,7 +31,6 @@ from pyhub._abi cimport (
     phb_copy_to_shared,
     phb_datablock,
     phb_datablock_abort,
-    phb_datablock_adopt,
     phb_datablock_attach,
     phb_datablock_begin,
     phb_datablock_create,
@@ -46,6 +46,7 @@ from pyhub._abi cimport (
     phb_load32_acquire,
     phb_load64,
     phb_load64_acquire,
+    phb_segment_adopt,
     phb_snapshot,
     phb_update,
     phb_wait_change,
@@ -325,7 +326,8 @@ cdef class DataBlock:
 
     def adopt(self, leases, uint64_t lease):
         """Become the owner if the owner died."""
-        if phb_datablock_adopt(&self.db, os.fsencode(leases), lease):
+        if phb_segment_adopt(self.segment.c.live, os.fsencode(self.segment.path),
+                             os.fsencode(leases), lease):
             self.is_owner = True
 
     def begin(self, timeout_s):
@@ -335,10 +337,11 @@ cdef class DataBlock:
         cdef int status = phb_datablock_begin(&self.db, 0)
         if status == PHB_TIMEOUT:
             status = self._wait_for_lock(deadline_after(timeout_s))
-        if status == PHB_OK:
-            return False
-        if status == PHB_RECOVERED:
-            return True
+        if status == PHB_OK or status == PHB_RECOVERED:
+            # Mapped until the lock is let go, even if the handle is forgotten
+            # in between: the lock is on this thread's list of robust locks.
+            Py_INCREF(segment)
+            return status == PHB_RECOVERED
         if status == PHB_TIMEOUT:
             raise _writer_stalled(segment.name, phb_load32(&self.db.control.writer_pid), timeout_s)
         raise error_for(status, errno, segment.name, segment.path)
@@ -431,6 +434,7 @@ cdef class DataBlock:
             update.frame_id = &number
         status = phb_datablock_end(&self.db, &update, &published)
         if status == PHB_OK:
+            Py_DECREF(segment)
             return (published.commit, published.flex_zone_version,
                     published.structured_buffer_version)
         if status == PHB_MISUSE:
@@ -448,6 +452,7 @@ cdef class DataBlock:
         if self.generation != fork_generation() or not phb_datablock_is_mine(&self.db):
             return False
         phb_datablock_abort(&self.db)
+        Py_DECREF(self.segment)
         return True
 
     @property

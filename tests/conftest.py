@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def own_directories() -> Iterator[None]:
     """Remove the session's directories; the broker in them ends by itself."""
     from pyhub.hub.runtime import RuntimeDirectory
 
+    resource_tracker.ensure_running()  # multiprocessing's own, open from here on
     yield
     broker = RuntimeDirectory(_RUNTIME).read_broker()
     if broker is not None:
@@ -52,7 +54,8 @@ def descriptors() -> dict[str, str]:
             target = os.readlink(f"/proc/self/fd/{number}")
         except FileNotFoundError:
             continue
-        if not target.endswith("..leases"):  # a lease lasts as long as its process
+        # A lease lasts as long as its process, also in a file that was removed.
+        if not target.removesuffix(" (deleted)").endswith("..leases"):
             found[number] = target
     return found
 

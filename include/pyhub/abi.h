@@ -14,7 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Raised with every change of a layout; then tests/layout gets a new file. */
+/* Raised with every change of a layout; then tests/c/golden gets a new file. */
 #define PHB_ABI_VERSION 1u
 
 #define PHB_CACHE_LINE 64u

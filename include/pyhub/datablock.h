@@ -124,7 +124,7 @@ typedef struct phb_datablock_control {
     phb_u32 writer_pid;  /* of the last begin; read for messages */
     phb_u32 flex_free;   /* first free entry; the rest hang on next_free */
     phb_u32 reserved0;
-    phb_u64 n_recovered; /* publications of dead producers rolled back; read by monitors */
+    phb_u64 n_recovered; /* deaths with the lock held, repaired; read by monitors */
     phb_u64 n_aborted;   /* publications given up by their producer; read by monitors */
     unsigned char reserved1[32];
 
@@ -296,7 +296,8 @@ static inline int phb_datablock_create(phb_datablock *db, phb_segment *segment,
     memset(segment, 0, sizeof *segment);
     segment->fd = -1;
     if (!phb_datablock_measure(c, &total) || !phb_datablock_frame_size(c, &frame_size) ||
-        frame_size > c->structured_buffer_capacity) {
+        frame_size > c->structured_buffer_capacity || c->itemsize == 0 ||
+        c->dtype[PHB_DTYPE_BYTES - 1] != '\0') {
         return PHB_CAPACITY;
     }
     int status = phb_segment_create(segment, directory, name, PHB_KIND_DATABLOCK,
@@ -331,7 +332,7 @@ static inline int phb_datablock_create(phb_datablock *db, phb_segment *segment,
 }
 
 /* Map the DataBlock that `path` names. Whoever maps it writable must see to
- * the owner (phb_datablock_adopt). */
+ * the owner (phb_segment_adopt). */
 static inline int phb_datablock_attach(phb_datablock *db, phb_segment *segment,
                                        const char *path, uint32_t owner_uid, int writable)
 {
@@ -408,7 +409,7 @@ static inline int phb_seq_holds(const phb_u64 *seq, uint64_t expected)
  * its description (flex_size and flex_encoding are not yet known),
  *   PHB_EMPTY    it is not published yet
  *   PHB_OVERRUN  it was overwritten
- *   PHB_BUSY     it is the newest, and being overwritten */
+ *   PHB_BUSY     it is the newest, and being overwritten; its parameters are not */
 static inline int phb_datablock_find(const phb_datablock *db, const uint64_t *version,
                                      phb_frame *out, uint32_t *flex_index)
 {
@@ -429,6 +430,8 @@ static inline int phb_datablock_find(const phb_datablock *db, const uint64_t *ve
     }
     out->slot = (now.newest_slot % n_slots + n_slots - behind) % n_slots;
     const phb_slot *slot = &db->slots[out->slot];
+    *flex_index = (uint32_t)now.flex_index;
+    out->flex_version = now.flex_zone_version;
     /* acquire: pairs with the release store of seq = 2v in phb_datablock_end */
     if (phb_load64_acquire(&slot->seq) != 2 * out->version) {
         return behind == 0 ? PHB_BUSY : PHB_OVERRUN;
@@ -437,10 +440,10 @@ static inline int phb_datablock_find(const phb_datablock *db, const uint64_t *ve
     out->frame_id = phb_load64(&slot->frame_id);
     out->timestamp_ns = phb_load64(&slot->timestamp_ns);
     out->size = phb_load64(&slot->size);
-    /* The newest frame's parameters may be replaced: the record knows them. */
-    *flex_index = behind == 0 ? (uint32_t)now.flex_index : phb_load32(&slot->flex_index);
-    out->flex_version =
-        behind == 0 ? now.flex_zone_version : phb_load64(&slot->flex_version);
+    if (behind > 0) { /* the newest frame's parameters may be replaced: see the record */
+        *flex_index = phb_load32(&slot->flex_index);
+        out->flex_version = phb_load64(&slot->flex_version);
+    }
     if (!phb_seq_holds(&slot->seq, 2 * out->version)) {
         return behind == 0 ? PHB_BUSY : PHB_OVERRUN;
     }
@@ -490,8 +493,9 @@ static inline int phb_datablock_is_valid(const phb_datablock *db, const phb_fram
  * `flex` has room for flex_zone_capacity bytes; `data` for
  * structured_buffer_capacity bytes, or NULL: then only the parameters are
  * copied and the frame is left where it is (phb_datablock_slot_data,
- * phb_datablock_is_valid). Answers as phb_datablock_find does; PHB_BUSY also
- * when producers were faster than `data` could be copied, several times. */
+ * phb_datablock_is_valid); if the newest frame is being overwritten, has_data
+ * is 0 then. Answers as phb_datablock_find does; PHB_BUSY also when producers
+ * were faster than `data` could be copied, several times. */
 static inline int phb_datablock_read(const phb_datablock *db, const uint64_t *version,
                                      void *data, void *flex, phb_frame *frame)
 {
@@ -499,7 +503,7 @@ static inline int phb_datablock_read(const phb_datablock *db, const uint64_t *ve
     for (int attempt = 0; attempt < 8 && status == PHB_BUSY; attempt++) {
         uint32_t flex_index;
         status = phb_datablock_find(db, version, frame, &flex_index);
-        if (status != PHB_OK) {
+        if (status != PHB_OK && (status != PHB_BUSY || data || version)) {
             continue;
         }
         status = phb_datablock_copy_flex(db, flex_index, frame, flex);
@@ -596,6 +600,8 @@ static inline int phb_datablock_begin(phb_datablock *db, int64_t deadline_ns)
     return status == PHB_OK ? phb_datablock_open(db) : status;
 }
 
+/* A publication belongs to the thread that began it. It does not survive fork:
+ * the child must not touch it. */
 static inline int phb_datablock_is_mine(const phb_datablock *db)
 {
     return db->is_open && pthread_equal(db->writer, pthread_self());
@@ -762,19 +768,6 @@ static inline int phb_datablock_end(phb_datablock *db, const phb_update *update,
         *published = next;
     }
     return phb_datablock_release(db);
-}
-
-/* Take the segment over from an owner that died; 0 if it lives. Called by a
- * producer that attached, on its way in or with the lock held. */
-static inline int phb_datablock_adopt(phb_datablock *db, const char *leases, uint64_t lease)
-{
-    uint64_t owner = phb_load64(&db->live->owner_lease);
-    if (owner == lease || phb_lease_is_alive(leases, owner)) {
-        return 0;
-    }
-    phb_store64(&db->live->owner_lease, lease);
-    phb_store32(&db->live->owner_pid, (uint32_t)db->pid);
-    return 1;
 }
 
 #endif

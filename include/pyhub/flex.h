@@ -108,7 +108,7 @@ static inline int phb_flex_check(const unsigned char *object, uint64_t size,
             return PHB_CAPACITY;
         }
         if (n_children > 0) {
-            if (depth == max_depth) {
+            if (depth >= max_depth) {
                 return PHB_CAPACITY;
             }
             const uint64_t level = (uint64_t)1 << depth;

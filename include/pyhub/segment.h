@@ -20,6 +20,7 @@
 
 #include "lease.h"
 
+#include <stdio.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 
@@ -160,6 +161,8 @@ static inline uint64_t phb_segment_live_offset(uint64_t constant_size)
 
 /* --- Life ---------------------------------------------------------------- */
 
+/* Unmap. Never while any thread holds a lock that lies in the segment: that
+ * thread's list of robust locks would lead into nothing. */
 static inline void phb_segment_detach(phb_segment *segment)
 {
     if (segment->base) {
@@ -366,50 +369,114 @@ static inline void phb_segment_close(phb_segment *segment, const char *path)
     }
 }
 
-/* Remove what `path` names if it is a segment whose owner died: PHB_OK, or
- * PHB_IN_USE. The file's own lock is held from the proof to the unlink, and
- * the name is looked at again in between, so that of two who come at once
- * neither can remove what the other has just created. `leases`: lease.h. */
-static inline int phb_segment_remove_dead(const char *path, const char *leases)
+/* The largest constant part that this version may meet, of any kind. */
+#define PHB_MAX_CONSTANTS 4096u
+
+/* With the file open: is it a whole segment of this ABI, left by the dead?
+ * PHB_OK if so, PHB_IN_USE if its owner lives. `leases`: lease.h. */
+static inline int phb_segment_is_dead(int fd, const char *leases)
 {
-    struct stat file, named;
+    unsigned char constants[PHB_MAX_CONSTANTS];
+    unsigned char boot_id[16];
     phb_segment_header header;
     phb_segment_live live;
-    unsigned char boot_id[16];
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (fd < 0) {
+    memset(constants, 0, sizeof constants);
+    if (pread(fd, constants, sizeof constants, 0) < 0) {
         return PHB_SYSTEM;
     }
-    int status = PHB_IN_USE;
-    memset(&header, 0, sizeof header);
-    memset(&live, 0, sizeof live);
-    if (fstat(fd, &file) || !S_ISREG(file.st_mode)) {
-        status = PHB_NOT_SEGMENT;
-    } else if (file.st_uid != geteuid()) {
-        status = PHB_BAD_OWNER;
-    } else if (pread(fd, &header, sizeof header, 0) < 0) {
-        status = PHB_SYSTEM;
-    } else if (header.magic != PHB_MAGIC) {
-        status = PHB_NOT_SEGMENT;
-    } else if (header.abi_version != PHB_ABI_VERSION ||
-               pread(fd, &live, sizeof live,
-                     (off_t)phb_segment_live_offset(header.constant_size)) !=
-                   (ssize_t)sizeof live) {
-        /* We cannot tell who owns it; its own pyhub can. */
-        status = header.abi_version != PHB_ABI_VERSION ? PHB_BAD_ABI : PHB_TRUNCATED;
+    memcpy(&header, constants, sizeof header);
+    if (header.magic != PHB_MAGIC) {
+        return PHB_NOT_SEGMENT;
     }
-    if (status == PHB_IN_USE && phb_boot_id(boot_id) == PHB_OK) {
-        int is_dead = memcmp(header.boot_id, boot_id, 16) != 0 ||
-                      !phb_lease_is_alive(leases, live.owner_lease.word);
-        if (is_dead && flock(fd, LOCK_EX | LOCK_NB) == 0 && stat(path, &named) == 0 &&
-            named.st_ino == file.st_ino && named.st_dev == file.st_dev) {
-            status = unlink(path) ? PHB_SYSTEM : PHB_OK;
+    if (header.abi_version != PHB_ABI_VERSION) {
+        return PHB_BAD_ABI; /* its own pyhub can tell */
+    }
+    if (header.constant_size < sizeof header || header.constant_size > sizeof constants ||
+        header.checksum != phb_segment_checksum(constants, header.constant_size)) {
+        return PHB_DAMAGED;
+    }
+    if (pread(fd, &live, sizeof live, (off_t)phb_segment_live_offset(header.constant_size)) !=
+        (ssize_t)sizeof live) {
+        return PHB_TRUNCATED;
+    }
+    if (phb_boot_id(boot_id) != PHB_OK) {
+        return PHB_SYSTEM;
+    }
+    return memcmp(header.boot_id, boot_id, 16) == 0 &&
+                   phb_lease_is_alive(leases, live.owner_lease.word)
+               ? PHB_IN_USE
+               : PHB_OK;
+}
+
+/* Open and lock the file that `path` names, for a change of owner; the
+ * descriptor, or -1. Two who come at once take turns, and the second finds that
+ * the name has gone on to another file, or that the segment has an owner. */
+static inline int phb_segment_lock_file(const char *path, int *status)
+{
+    struct stat file, named;
+    *status = PHB_SYSTEM;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0) {
+        return -1;
+    }
+    if (fstat(fd, &file) == 0) {
+        if (!S_ISREG(file.st_mode)) {
+            *status = PHB_NOT_SEGMENT;
+        } else if (file.st_uid != geteuid()) {
+            *status = PHB_BAD_OWNER;
+        } else if (flock(fd, LOCK_EX | LOCK_NB) || stat(path, &named) ||
+                   named.st_ino != file.st_ino || named.st_dev != file.st_dev) {
+            *status = PHB_IN_USE;
+        } else {
+            *status = PHB_OK;
+            return fd;
         }
     }
     int error = errno;
     close(fd);
     errno = error;
+    return -1;
+}
+
+/* Remove what `path` names if it is a segment whose owner died: PHB_OK, or
+ * PHB_IN_USE, or what is wrong with it. */
+static inline int phb_segment_remove_dead(const char *path, const char *leases)
+{
+    int status;
+    int fd = phb_segment_lock_file(path, &status);
+    if (fd < 0) {
+        return status;
+    }
+    status = phb_segment_is_dead(fd, leases);
+    if (status == PHB_OK && unlink(path)) {
+        status = PHB_SYSTEM;
+    }
+    int error = errno;
+    close(fd);
+    errno = error;
     return status;
+}
+
+/* Take the mapped segment, which `path` names, over from an owner that died:
+ * 1 if it is ours now, 0 if it has an owner, or no name any more. */
+static inline int phb_segment_adopt(phb_segment_live *live, const char *path,
+                                    const char *leases, uint64_t lease)
+{
+    int status;
+    if (phb_load64(&live->owner_lease) == lease) {
+        return 0;
+    }
+    int fd = phb_segment_lock_file(path, &status);
+    if (fd < 0) {
+        return 0;
+    }
+    int is_ours = phb_segment_is_dead(fd, leases) == PHB_OK;
+    if (is_ours) {
+        phb_store64(&live->owner_lease, lease);
+        phb_store32(&live->owner_pid, (uint32_t)getpid());
+    }
+    close(fd);
+    return is_ours;
 }
 
 #endif

@@ -43,6 +43,7 @@ static inline uint64_t phb_wall_ns(void)
 static inline struct timespec phb_timespec(int64_t ns)
 {
     struct timespec spec;
+    ns = ns > 0 ? ns : 0;
     spec.tv_sec = (time_t)(ns / 1000000000ll);
     spec.tv_nsec = (long)(ns % 1000000000ll);
     return spec;

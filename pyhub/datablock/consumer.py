@@ -307,7 +307,7 @@ class DataBlockConsumer:
             status, _, version, frame_id, stamp, size, slot, flex_version, encoding, packed = (
                 block.read(None, None)
             )
-            if status == 0:
+            if status == 0 and (size is not None or version == 0):
                 break
             if time.monotonic() >= deadline:
                 if status == EMPTY:
@@ -421,7 +421,7 @@ class DataBlockConsumer:
             return status, None
         if size is None:
             data = np.empty(0, layout.dtype)
-        elif size != layout.frame_bytes:
+        elif size != layout.frame_bytes and layout.shape:
             data = data[: layout.shape_of(size)[0]]
         frame = Frame(data, frame_id, stamp, version, flex_version, encoding, packed)
         frame.has_new_data = version != self._cursor
@@ -487,12 +487,14 @@ class DataBlockConsumer:
     def _departure(self, block: DataBlock) -> ChannelClosed | None:
         """Return why nothing more will come from `block`, or None: something may."""
         segment = block.segment
+        is_gone = not segment.is_named() or _left_by_the_dead(block, self._owner_uid)
+        # Asked last: a producer that closes and exits is closed first.
         if segment.is_closed:
             return ChannelClosed(
                 f"channel {self.name!r} was closed by its producer (pid {segment.owner_pid}).\n"
                 "  Read again to wait for the next one."
             )
-        if not segment.is_named() or _left_by_the_dead(block, self._owner_uid):
+        if is_gone:
             return ProducerDied(
                 f"the producer of channel {self.name!r} (pid {segment.owner_pid}) died without "
                 "closing it.\n"

@@ -306,7 +306,7 @@ class DataBlockProducer:
         size = update.structured_buffer_size
         if size is None:
             size = self._layout.frame_bytes
-        elif self._layout.row_bytes and size % self._layout.row_bytes:
+        elif not self._layout.is_whole_rows(size):
             raise LayoutError(
                 f"structured_buffer_size={size} is not a whole number of rows of "
                 f"{self._layout.row_bytes} bytes (dtype {self.dtype}, shape {self.shape})."
@@ -348,14 +348,15 @@ class Publication:
     """
 
     __slots__ = (
-        "_flex", "_flex_size", "_has_data", "_producer", "_timeout_s", "encoding", "frame_id",
-        "n_rows", "timestamp_ns",
+        "_flex", "_flex_encoding", "_flex_size", "_has_data", "_producer", "_timeout_s",
+        "encoding", "frame_id", "n_rows", "timestamp_ns",
     )  # fmt: skip
 
     def __init__(self, producer: DataBlockProducer, timeout_s: float | None) -> None:
         self._producer = producer
         self._timeout_s = timeout_s
         self._flex: dict[str, Any] | None = None
+        self._flex_encoding = Encoding.MSGPACK
         self._flex_size = -1
         self._has_data = False
         self.frame_id: int | None = None
@@ -384,7 +385,7 @@ class Publication:
                     structured_buffer=self._has_data,
                     flex_zone_size=max(self._flex_size, 0),
                     structured_buffer_size=self._valid_bytes(),
-                    encoding=self.encoding,
+                    encoding=self._flex_encoding,
                     frame_id=self.frame_id,
                     timestamp_ns=self.timestamp_ns,
                 )
@@ -430,6 +431,7 @@ class Publication:
     def copy_packed(self, packed: bytes) -> None:
         """Fill the flex zone with an object that is encoded already."""
         self._flex_size = self._producer._block.write_flex(packed)
+        self._flex_encoding = self.encoding
 
     def _valid_bytes(self) -> int | None:
         if self.n_rows is None or not self._has_data:
