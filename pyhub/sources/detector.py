@@ -15,13 +15,13 @@ the frame. What is new in each frame besides, the spots, is small and drawn anew
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from pyhub.errors import LayoutError
+from pyhub.sources.crystal import Spots
 
 __all__ = ["CALIBRANTS", "SimulatedDetector"]
 
@@ -50,17 +50,11 @@ RING_RATE_HZ: Final = 14_000.0
 AIR_RATE_HZ: Final = 1_100.0
 FLAT_RATE_HZ: Final = 250.0
 HOT_RATE_HZ: Final = 60_000.0
-# Mean counts per second of a whole spot at its brightest.
-SPOT_RATE_HZ: Final = 220_000.0
 AIR_FALL_DEG: Final = 3.0
 
 RING_SIGMA_PX: Final = 2.2
 SPOT_SIGMA_PX: Final = 1.1
 SPOT_HALF_PX: Final = 4
-MOSAIC_DEG: Final = 0.3
-# A large protein's: even a small and distant detector sees some of its spots.
-CELL_ANGSTROM: Final = (117.0, 129.0, 143.0)
-MAX_REFLECTIONS: Final = 20_000
 
 # Rows and columns of a module, and between two of them as in a Pilatus.
 MODULE_PX: Final = (256, 512)
@@ -149,7 +143,12 @@ class SimulatedDetector:
         self._centre_px = (round(x_px), round(y_px))
         self._limit = _largest_count(self.dtype)
         rng = np.random.default_rng(seed)
-        self._spots = _Spots.of_crystal(self, rng)
+        self._spots = Spots.of_crystal(
+            rng,
+            wavelength_angstrom=self.wavelength_angstrom,
+            distance_px=self.distance_m / self.pixel_m,
+            reach_px=self._reach_px(),
+        )
         self._draw_pool(rng)
         self._build_mask(rng)
 
@@ -223,6 +222,15 @@ class SimulatedDetector:
 
     def _angle_deg(self, frame_number: int) -> float:
         return float(frame_number * self.angle_step_deg % 360.0)
+
+    def _reach_px(self) -> tuple[float, float]:
+        """Columns and rows from the beam to the far edges, wherever it drifts."""
+        x, y = self.beam_centre(0)
+        rows, columns = self.shape
+        return (
+            max(x, columns - x) + 2 * self.drift_px,
+            max(y, rows - y) + 2 * self.drift_px,
+        )
 
     def _rings(self) -> list[tuple[float, float]]:
         """Radius in pixels and relative intensity of each ring that is scattered forward."""
@@ -346,90 +354,6 @@ class SimulatedDetector:
         out[self._dead] = 0
         for gap in self._gaps:
             out[gap] = self._gap_value
-
-
-@dataclass(frozen=True)
-class _Spots:
-    """Where and when reflections of a crystal turning about the horizontal are seen.
-
-    Sorted by angle; those near 0 and 360 degrees are there twice.
-    """
-
-    angle_deg: npt.NDArray[np.float64]
-    width_deg: npt.NDArray[np.float64]
-    x_px: npt.NDArray[np.float64]
-    y_px: npt.NDArray[np.float64]
-    rate_hz: npt.NDArray[np.float64]
-
-    MAX_WIDTH_DEG = 4 * MOSAIC_DEG
-    WINDOW_DEG = 3 * MAX_WIDTH_DEG
-
-    def at(self, angle_deg: float) -> tuple[npt.NDArray[np.float64], ...]:
-        """Return x and y from the beam centre, and rates, of what is seen at an angle."""
-        first, last = np.searchsorted(
-            self.angle_deg, (angle_deg - self.WINDOW_DEG, angle_deg + self.WINDOW_DEG)
-        )
-        off = (self.angle_deg[first:last] - angle_deg) / self.width_deg[first:last]
-        seen = first + np.flatnonzero(np.abs(off) < 3)
-        rocking = np.exp(-0.5 * off[seen - first] ** 2)
-        return self.x_px[seen], self.y_px[seen], self.rate_hz[seen] * rocking
-
-    @classmethod
-    def of_crystal(cls, detector: SimulatedDetector, rng: np.random.Generator) -> _Spots:
-        """Turn a crystal once about the horizontal and note what crosses Ewald's sphere."""
-        wavelength = detector.wavelength_angstrom
-        x, y = detector.beam_centre(0)
-        rows, columns = detector.shape
-        reach_x = max(x, columns - x) + 2 * detector.drift_px
-        reach_y = max(y, rows - y) + 2 * detector.drift_px
-        far_m = detector.pixel_m * math.hypot(reach_x, reach_y)
-        q_max = 2 / wavelength * math.sin(0.5 * math.atan(far_m / detector.distance_m))
-        volume = math.prod(CELL_ANGSTROM)
-        q_max = min(q_max, (0.75 / math.pi * MAX_REFLECTIONS / volume) ** (1 / 3))
-        axes = [
-            np.arange(-n, n + 1) / length
-            for length, n in ((length, int(q_max * length)) for length in CELL_ANGSTROM)
-        ]
-        lattice = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-        length = np.linalg.norm(lattice, axis=1)
-        lattice = lattice[(length > 0) & (length <= q_max)]
-        length = np.linalg.norm(lattice, axis=1)
-        # Any rotation will do, so long as no axis lies along the beam.
-        turned = lattice @ np.linalg.qr(rng.normal(size=(3, 3)))[0]
-
-        # Turning about x, a reflection meets the sphere where its component
-        # along the beam is -q^2 wavelength / 2: at two angles, or never.
-        radius = np.hypot(turned[:, 1], turned[:, 2])
-        phase = np.arctan2(turned[:, 1], turned[:, 2])
-        depth = -0.5 * wavelength * length**2
-        met = np.abs(depth) < radius
-        turned, length, radius, phase, depth = (
-            a[met] for a in (turned, length, radius, phase, depth)
-        )
-        opening = np.arccos(depth / radius)
-        # Wilson statistics with a temperature factor of 20 square Angstrom.
-        rate = SPOT_RATE_HZ * rng.exponential(size=length.size) * np.exp(-10 * length**2)
-        # What lies near the axis crosses the sphere slowly.
-        width = MOSAIC_DEG * length / (radius * np.sin(opening))
-        width = np.minimum(width, cls.MAX_WIDTH_DEG)
-
-        scale = detector.distance_m / detector.pixel_m / (1 / wavelength + depth)
-        height = radius * np.sin(opening)
-        angle = np.degrees(np.concatenate((phase + opening, phase - opening))) % 360.0
-        quantities = (
-            angle,
-            np.tile(width, 2),
-            np.tile(turned[:, 0] * scale, 2),
-            np.concatenate((-height * scale, height * scale)),
-            np.tile(rate, 2),
-        )
-        on_detector = (np.abs(quantities[2]) < reach_x) & (np.abs(quantities[3]) < reach_y)
-        table = np.stack(quantities)[:, on_detector]
-        turn = np.array((360.0, 0.0, 0.0, 0.0, 0.0))[:, None]
-        before = table[:, table[0] > 360.0 - cls.WINDOW_DEG] - turn
-        after = table[:, table[0] < cls.WINDOW_DEG] + turn
-        table = np.concatenate((before, table, after), axis=1)
-        return cls(*table[:, np.argsort(table[0])])
 
 
 def _largest_count(dtype: np.dtype[Any]) -> int:
