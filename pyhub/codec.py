@@ -39,7 +39,8 @@ MAX_DEPTH = 32
 MAX_ITEMS = 65536
 _ARRAY, _SCALAR = 1, 2
 # What a subclass (an enum, say) is written as.
-_PLAIN: tuple[type[Any], ...] = (bool, int, float, str, bytes, dict)
+_PLAIN: tuple[type[Any], ...] = (bool, int, float, bytes, dict)
+_JSON_TYPES = ("datetime", "bytes", "ndarray", "scalar")
 
 
 class Encoding(IntEnum):
@@ -121,11 +122,10 @@ def _to_msgpack(value: Any) -> Any:
     if not isinstance(value, (np.ndarray, np.generic)):
         value = _to_plain(value)
     if isinstance(value, np.ndarray):
-        return msgpack.ExtType(
-            _ARRAY, _pack_inner([_dtype_text(value), list(value.shape), value.tobytes()])
-        )
+        text, raw = _from_numpy(value)
+        return msgpack.ExtType(_ARRAY, _pack_inner([text, list(value.shape), raw]))
     if isinstance(value, np.generic):
-        return msgpack.ExtType(_SCALAR, _pack_inner([_dtype_text(value), value.tobytes()]))
+        return msgpack.ExtType(_SCALAR, _pack_inner([*_from_numpy(value)]))
     return value
 
 
@@ -137,7 +137,10 @@ def _to_plain(value: Any) -> Any:
                 f"datetime {value} has no time zone, so other programs cannot know when it was.\n"
                 "  Use datetime.now(timezone.utc), or value.astimezone()."
             )
-        return value.astimezone(dt.UTC)
+        utc = value.astimezone(dt.UTC)
+        return dt.datetime.combine(utc.date(), utc.timetz())  # no subclass any more
+    if isinstance(value, str):
+        return str.__str__(value)  # str() of an enum would be its name
     for plain in _PLAIN:
         if isinstance(value, plain):
             return plain(value)
@@ -186,13 +189,16 @@ def _array(text: str, shape: tuple[int, ...], raw: bytes) -> np.ndarray[Any, Any
         if len(raw) != dtype.itemsize * math.prod(shape):
             raise CodecError(f"{len(raw)} bytes are no {text} array of shape {shape}.")
         return np.frombuffer(raw, dtype).reshape(shape).copy()
-    except (LayoutError, ValueError, TypeError) as error:
+    except (LayoutError, ValueError, TypeError, AttributeError) as error:
         raise _damaged(error) from error
 
 
-def _dtype_text(value: np.ndarray[Any, Any] | np.generic) -> str:
+def _from_numpy(value: np.ndarray[Any, Any] | np.generic) -> tuple[str, bytes]:
+    """Return the dtype's text and the bytes of a numpy value."""
+    if value.dtype.kind in "SU" and value.dtype.itemsize == 0:
+        value = np.asarray(value).astype(f"{value.dtype.kind}1")  # an empty text has no size
     try:
-        return dtype_to_text(value.dtype)
+        return dtype_to_text(value.dtype), value.tobytes()
     except LayoutError as error:
         raise CodecError(str(error)) from error
 
@@ -223,11 +229,10 @@ def _to_json(value: Any, depth: int, counter: list[int]) -> Any:
     if value is None or type(value) in (bool, float, str):
         return value
     if isinstance(value, (np.ndarray, np.generic)):
-        raw = base64.b64encode(value.tobytes()).decode()
         kind = "ndarray" if isinstance(value, np.ndarray) else "scalar"
-        return {
-            "$type": kind, "dtype": _dtype_text(value), "shape": list(value.shape), "data": raw
-        }  # fmt: skip
+        text, raw = _from_numpy(value)
+        data = base64.b64encode(raw).decode()
+        return {"$type": kind, "dtype": text, "shape": list(value.shape), "data": data}
     value = _to_plain(value)
     if isinstance(value, dict):
         if "$type" in value or not all(isinstance(key, str) for key in value):
@@ -251,23 +256,32 @@ def _to_json(value: Any, depth: int, counter: list[int]) -> Any:
 
 def _decode_json(packed: bytes) -> dict[str, Any]:
     try:
-        return _as_map(_from_json(json.loads(packed), 1))
+        return _as_map(_from_json(json.loads(packed), 1, [0]))
     except CodecError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
         raise _damaged(error) from error
 
 
-def _from_json(value: Any, depth: int) -> Any:
-    if depth > MAX_DEPTH:
-        raise CodecError(f"the flex zone nests deeper than {MAX_DEPTH} levels.")
+def _from_json(value: Any, depth: int, counter: list[int]) -> Any:
+    counter[0] += 1
+    if depth > MAX_DEPTH or counter[0] > MAX_ITEMS:
+        raise CodecError(
+            f"the flex zone nests deeper than {MAX_DEPTH} levels or has more than "
+            f"{MAX_ITEMS} items."
+        )
     if isinstance(value, list):
-        return [_from_json(inner, depth + 1) for inner in value]
+        return [_from_json(inner, depth + 1, counter) for inner in value]
     if not isinstance(value, dict):
         return value
     kind = value.get("$type")
     if kind is None:
-        return {key: _from_json(inner, depth + 1) for key, inner in value.items()}
+        return {key: _from_json(inner, depth + 1, counter) for key, inner in value.items()}
+    if kind not in _JSON_TYPES:
+        raise CodecError(
+            f"the flex zone holds a value of type {kind!r}, which this pyhub does not know.\n"
+            "  Its producer may be newer: conda update pyhub"
+        )
     if kind == "datetime":
         return dt.datetime.fromisoformat(value["data"])
     raw = base64.b64decode(value["data"], validate=True)

@@ -121,6 +121,12 @@ class FrameLayout:
         """Bytes of one row: all dimensions but the first."""
         return self.dtype.itemsize * math.prod(self.shape[1:])
 
+    def is_whole_rows(self, size: int) -> bool:
+        """Whether a frame may have `size` bytes; a scalar has no rows to leave out."""
+        if not self.shape or not self.row_bytes:
+            return size == self.frame_bytes
+        return size % self.row_bytes == 0
+
     def shape_of(self, size: int) -> tuple[int, ...]:
         """Return the shape of a frame of `size` bytes."""
         if not self.shape or size == self.frame_bytes:

@@ -4,7 +4,8 @@ from pyhub.datablock.consumer import DataBlockConsumer
 from pyhub.datablock.frame import Frame, LiveView
 from pyhub.datablock.header import Header
 from pyhub.datablock.notice import Notification, ZoneUpdateInfo
-from pyhub.datablock.producer import DataBlockProducer, Publication
+from pyhub.datablock.producer import DataBlockProducer
+from pyhub.datablock.publication import Publication
 
 __all__ = [
     "DataBlockConsumer",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -13,9 +12,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pyhub._core import lease_is_alive
 from pyhub._datablock import EMPTY, OVERRUN, DataBlock
 from pyhub.codec import decode
+from pyhub.datablock.attachment import Attachment
 from pyhub.datablock.frame import Frame, LiveView
 from pyhub.datablock.header import Header, read_header
 from pyhub.datablock.view import slot_view
@@ -26,12 +25,8 @@ from pyhub.errors import (
     Overrun,
     ProducerDied,
     PyhubError,
-    SegmentNotFound,
-    SegmentStale,
     WaitTimeout,
 )
-from pyhub.layout import FrameLayout, text_to_dtype
-from pyhub.names import lease_path, segment_path
 
 __all__ = ["DataBlockConsumer"]
 
@@ -63,21 +58,19 @@ class DataBlockConsumer:
         self, name: str, *, owner_uid: int | None = None, waiter: Waiter | None = None
     ) -> None:
         self.name = name
-        self._owner_uid = os.geteuid() if owner_uid is None else owner_uid
-        self._path = segment_path(name, self._owner_uid)
+        self._attachment = Attachment(name, owner_uid)
         self._waiter: Waiter = waiter or WordWaiter()
-        self._block: DataBlock | None = None
-        self._layout = FrameLayout(np.dtype(np.uint8), (0,))
         self._is_closed = False
         self._on_close: Callable[[], None] | None = None
         self._on_attach: Callable[[str], None] | None = None  # given the segment's id
         self._came_first = False
         self._cursor = 0  # version of the last frame given out
         self._flex_cursor = 0  # version of the last parameters given out
+        self._looked_at = 0  # commit at the last look that was not a read
         self._is_restart = False  # the next frame is the first of another producer
+        self._looked_at = -1  # publish counter at the last look
         self.n_read = 0
         self.n_lost = 0
-        self.n_restarts = 0
 
     # --- Life ---
 
@@ -122,17 +115,15 @@ class DataBlockConsumer:
 
         Raises
         ------
-        SegmentNotFound
+        SegmentNotFound, SegmentStale
             The channel did not appear in time.
         """
         deadline = _deadline(timeout_s)
-        while not self._attach_block():
+        while not self._renew():
+            self._check_open()  # ends the wait when this consumer is closed
             self._came_first = True
             if time.monotonic() >= deadline:
-                raise SegmentNotFound(
-                    f"there is no channel {self.name!r} (waited {timeout_s} s).\n"
-                    "  Start its producer, or look for the right name with: pyhub ls"
-                )
+                raise self._attachment.absence(timeout_s)
             time.sleep(_AWAY_NAP_S)
 
     def close(self) -> None:
@@ -168,16 +159,21 @@ class DataBlockConsumer:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the channel's frames, as of the present producer."""
-        return self._layout.dtype
+        return self._attachment.layout.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the channel's largest frame, as of the present producer."""
-        return self._layout.shape
+        return self._attachment.layout.shape
+
+    @property
+    def n_restarts(self) -> int:
+        """How often the producer came back with another segment."""
+        return self._attachment.n_restarts
 
     def header(self) -> Header:
         """Return what the channel's header says now. Never waits."""
-        return read_header(self._attached())
+        return read_header(self._looked())
 
     @property
     def lag_frames(self) -> int:
@@ -241,7 +237,7 @@ class DataBlockConsumer:
         while True:
             block = self._attached()
             seen = block.commit
-            frame = self._step(self._take_newest, out, deadline, timeout_s)
+            frame = self._step(self._take_newest, out, deadline, timeout_s, timeout_s is not None)
             if frame is not None:
                 return frame
             slice_s = min(_SLICE_S, max(deadline - time.monotonic(), 0.0))
@@ -261,28 +257,28 @@ class DataBlockConsumer:
         timeout_s
             How long to wait for each frame; None: for ever.
         follow
-            Go on with the next producer when this one leaves. Otherwise the
-            loop ends when the channel is closed.
+            Wait for the next producer when this one leaves. Otherwise the loop
+            ends when the channel is closed, unless the next one is there by then.
 
         Raises
         ------
         ProducerDied
-            The producer died and no other one came; not with `follow`.
+            The producer died and no other one came (with `follow`: in `timeout_s`).
         WaitTimeout
             No frame came in `timeout_s`.
         """
         while True:
             try:
-                yield self._next(self._take_in_order, timeout_s, None)
+                yield self._next(self._take_in_order, timeout_s, None, is_patient=False)
             except ProducerDied as error:
                 if not follow or self._is_closed:
                     raise
                 _log.warning("%s", error)
-                self._wait_for_return(timeout_s)
-            except ChannelClosed:
+                self._wait_for_return(error, timeout_s)
+            except ChannelClosed as error:
                 if self._is_closed or not follow:
                     return
-                self._wait_for_return(timeout_s)
+                self._wait_for_return(error, timeout_s)
 
     def __iter__(self) -> Iterator[Frame]:
         return self.frames()
@@ -296,20 +292,27 @@ class DataBlockConsumer:
         ------
         WaitTimeout
             Nothing was published in time.
+        ProducerDied, ChannelClosed
+            Nothing was published, and the producer is gone.
         Overrun
             The producer writes faster than its frames can be looked at: give
             the channel more slots.
         """
         deadline = _deadline(timeout_s)
         while True:
-            block = self._attached()
+            block = self._looked()
             seen = block.commit
             status, _, version, frame_id, stamp, size, slot, flex_version, encoding, packed = (
                 block.read(None, None)
             )
             if status == 0 and (size is not None or version == 0):
                 break
-            if time.monotonic() >= deadline:
+            is_late = time.monotonic() >= deadline
+            if is_late or timeout_s is None:
+                away = self._attachment.departure()
+                if away is not None:
+                    raise away
+            if is_late:
                 if status == EMPTY:
                     raise self._timeout(timeout_s)
                 raise Overrun(
@@ -318,9 +321,9 @@ class DataBlockConsumer:
                 )
             self._sleep(block, seen, deadline)
         if size is None:
-            data = np.empty(0, self._layout.dtype)
+            data = np.empty(0, self._attachment.layout.dtype)
         else:
-            data = slot_view(block, self._layout, slot, size)
+            data = slot_view(block, self._attachment.layout, slot, size)
         frame = Frame(data, frame_id, stamp, version, flex_version, encoding, packed)
         return LiveView(block, frame, slot)
 
@@ -332,29 +335,36 @@ class DataBlockConsumer:
         Safe after a notification; whether it was overwritten since, only
         `latest` can tell.
         """
-        block = self._attached()
+        block = self._looked()
         status, _, _, _, _, size, slot, *_ = block.read(None, None)
         if status != 0 or size is None:
             return None
-        return slot_view(block, self._layout, slot, size)
+        return slot_view(block, self._attachment.layout, slot, size)
 
     def get_flexible_zone_data(self) -> dict[str, Any] | None:
         """Return the newest parameters; None: none yet."""
-        status, *_, encoding, packed = self._attached().read(None, None)
+        status, *_, encoding, packed = self._looked().read(None, None)
         return None if status != 0 or packed is None else decode(packed, encoding)
 
     # --- How a frame is found ---
 
-    def _next(self, take: _Take, timeout_s: float | None, out: npt.NDArray[Any] | None) -> Frame:
-        """Wait until `take` finds a frame."""
-        frame = take(out) if self._block is not None and not self._is_closed else None
+    def _next(
+        self,
+        take: _Take,
+        timeout_s: float | None,
+        out: npt.NDArray[Any] | None,
+        *,
+        is_patient: bool = True,
+    ) -> Frame:
+        """Wait until `take` finds a frame; if patient, of the next producer, too."""
+        frame = take(out)
         if frame is not None:
             return frame  # no clock is read when there is something to read
         deadline = _deadline(timeout_s)
         while True:
             block = self._attached()
             seen = block.commit
-            frame = self._step(take, out, deadline, timeout_s)
+            frame = self._step(take, out, deadline, timeout_s, is_patient and timeout_s is not None)
             if frame is not None:
                 return frame
             self._sleep(block, seen, deadline)
@@ -365,21 +375,21 @@ class DataBlockConsumer:
         out: npt.NDArray[Any] | None,
         deadline: float,
         timeout_s: float | None,
+        is_patient: bool,
     ) -> Frame | None:
         """Take a frame if there is one; else look after the producer and the clock."""
-        block = self._attached()
         frame = take(out)
         if frame is not None:
             return frame
-        away = self._departure(block)
+        away = self._attachment.departure()
         if away is not None:
             # What it published before it left comes first.
             frame = take(out)
             if frame is not None:
                 return frame
-            if self._attach_block():
+            if self._renew():
                 return take(out)
-            if timeout_s is None or time.monotonic() >= deadline:
+            if not is_patient or time.monotonic() >= deadline:
                 raise away
         elif time.monotonic() >= deadline:
             raise self._timeout(timeout_s)
@@ -412,7 +422,7 @@ class DataBlockConsumer:
         self, block: DataBlock, wanted: int | None, out: npt.NDArray[Any] | None
     ) -> tuple[int, Frame | None]:
         """Copy frame `wanted`, or the newest, and count what was passed over."""
-        layout = self._layout
+        layout = self._attachment.layout
         data = np.empty(layout.shape, layout.dtype) if out is None else self._checked(out)
         status, _, version, frame_id, stamp, size, _, flex_version, encoding, packed = block.read(
             wanted, data
@@ -435,7 +445,7 @@ class DataBlockConsumer:
         return status, frame
 
     def _checked(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        layout = self._layout
+        layout = self._attachment.layout
         if out.dtype != layout.dtype or out.shape != layout.shape or not out.flags.c_contiguous:
             raise LayoutError(
                 f"out is {out.dtype} {out.shape}, the frames of channel {self.name!r} are "
@@ -446,68 +456,70 @@ class DataBlockConsumer:
 
     # --- Producers come and go ---
 
-    def _attached(self) -> DataBlock:
+    def _check_open(self) -> None:
         if self._is_closed:
             raise ChannelClosed(
                 f"this consumer of channel {self.name!r} was closed.\n  Attach again."
             )
-        if self._block is None:
-            raise PyhubError(f"this consumer of channel {self.name!r} is not attached.")
-        return self._block
 
-    def _attach_block(self) -> bool:
-        """Map the segment that has the name now, if it is another than ours."""
-        former = self._block
-        if former is not None and former.segment.is_named():
-            return False  # its producer died; the name still leads to what it left
-        try:
-            block = DataBlock.attach(self._path, self.name, self._owner_uid, False)
-        except (FileNotFoundError, SegmentStale):
+    def _attached(self) -> DataBlock:
+        self._check_open()
+        if self._attachment.block is None:
+            raise PyhubError(
+                f"this consumer of channel {self.name!r} is not attached.\n"
+                "  Call wait_for_producer first."
+            )
+        return self._attachment.block
+
+    def _looked(self) -> DataBlock:
+        """Return the block to look at: the next producer's, once this one is gone.
+
+        Asks for that one only if nothing was published since the last look, and
+        not while there are frames that this reader has still to be given.
+        """
+        block = self._attached()
+        if block.commit == self._looked_at or block.segment.is_closed:
+            is_reader = self.n_read > 0 or self._came_first
+            if not (is_reader and self.lag_frames) and self._renew():
+                block = self._attached()
+        self._looked_at = block.commit
+        return block
+
+    def _current(self) -> DataBlock:
+        """Return the segment that has the name, for those who only look.
+
+        A segment that had nothing new since the last look may have been left.
+        """
+        block = self._attached()
+        commit = block.commit
+        if commit != self._looked_at:
+            self._looked_at = commit
+        elif not block.segment.is_named() and self._renew():
+            block = self._attached()
+            self._looked_at = block.commit
+        return block
+
+    def _renew(self) -> bool:
+        """Go on with the segment that has the name now; False if there is no other."""
+        is_first = self._attachment.block is None
+        if not self._attachment.renew():
             return False
-        if former is None and _left_by_the_dead(block, self._owner_uid):
-            return False
-        self._layout = FrameLayout(text_to_dtype(block.dtype), block.shape)
-        self._block = block
+        block = self._attached()
         _, _, _, _, newest, _, n_filled, _ = block.snapshot()
-        self._cursor = self._flex_cursor = 0
-        if former is None and not self._came_first:
-            # The newest frame is where a late reader begins.
-            self._cursor = newest - 1 if n_filled else newest
-        elif former is not None:
-            self._is_restart = True
-            self.n_restarts += 1
-            _log.warning(
-                "channel %r: its producer came back with %s %s (was %s %s)",
-                self.name, block.dtype, block.shape, former.dtype, former.shape,
-            )  # fmt: skip
+        # From the first frame on; but a late reader begins with the newest.
+        is_late = is_first and not self._came_first
+        self._cursor = newest - min(n_filled, 1) if is_late else 0
+        self._flex_cursor = 0
+        self._is_restart = not is_first
         if self._on_attach is not None:
             self._on_attach(block.segment_id.hex())
         return True
 
-    def _departure(self, block: DataBlock) -> ChannelClosed | None:
-        """Return why nothing more will come from `block`, or None: something may."""
-        segment = block.segment
-        is_gone = not segment.is_named() or _left_by_the_dead(block, self._owner_uid)
-        # Asked last: a producer that closes and exits is closed first.
-        if segment.is_closed:
-            return ChannelClosed(
-                f"channel {self.name!r} was closed by its producer (pid {segment.owner_pid}).\n"
-                "  Read again to wait for the next one."
-            )
-        if is_gone:
-            return ProducerDied(
-                f"the producer of channel {self.name!r} (pid {segment.owner_pid}) died without "
-                "closing it.\n"
-                "  Start it again: readers go on by themselves. pyhub clean removes what it left."
-            )
-        return None
-
-    def _wait_for_return(self, timeout_s: float | None) -> None:
+    def _wait_for_return(self, away: ChannelClosed, timeout_s: float | None) -> None:
         deadline = _deadline(timeout_s)
-        while not self._attach_block():
+        while not self._is_closed and not self._renew():
             if time.monotonic() >= deadline:
-                raise self._timeout(timeout_s)
-            self._attached()  # ends the wait when this consumer is closed
+                raise away
             time.sleep(_AWAY_NAP_S)
 
     def _sleep(self, block: DataBlock, seen: int, deadline: float) -> None:
@@ -528,10 +540,6 @@ class DataBlockConsumer:
             "  It may be idle or stopped: see when it last published with pyhub info "
             f"{self.name}"
         )
-
-
-def _left_by_the_dead(block: DataBlock, owner_uid: int) -> bool:
-    return not lease_is_alive(lease_path(owner_uid), block.segment.owner_lease)
 
 
 def _deadline(timeout_s: float | None) -> float:

@@ -17,12 +17,13 @@ from pyhub._datablock import MAX_SLOTS, ZONE_FLEX, ZONE_STRUCTURED, DataBlock
 from pyhub.codec import Encoding, encode
 from pyhub.datablock.header import Header, read_header
 from pyhub.datablock.notice import Notification, Notify, ZoneUpdateInfo
-from pyhub.datablock.view import slot_view
+from pyhub.datablock.publication import Publication
+from pyhub.datablock.view import block_layout, slot_view
 from pyhub.errors import CapacityError, ChannelClosed, LayoutError, SegmentExists
-from pyhub.layout import FrameLayout, dtype_to_text, text_to_dtype
+from pyhub.layout import FrameLayout, dtype_to_text
 from pyhub.names import check_name, lease_path, segment_path
 
-__all__ = ["DataBlockProducer", "Publication"]
+__all__ = ["DataBlockProducer"]
 
 _log = logging.getLogger("pyhub.datablock")
 
@@ -41,7 +42,7 @@ class DataBlockProducer:
     def __init__(self, block: DataBlock, notify: Notify | None = None) -> None:
         self._block = block
         self._notify = notify
-        self._layout = FrameLayout(text_to_dtype(block.dtype), block.shape)
+        self._layout = block_layout(block)
         self._views: list[npt.NDArray[Any] | None] = [None] * block.n_slots
         self._on_close: Callable[[], None] | None = None
         self.name = block.segment.name
@@ -98,6 +99,11 @@ class DataBlockProducer:
             raise CapacityError(f"slots={n_slots}: a channel has 1 to {MAX_SLOTS}.")
         if flexible_zone_size < 0:
             raise CapacityError(f"flexible_zone_size={flexible_zone_size} is negative.")
+        if max(flexible_zone_size, layout.frame_bytes, *layout.shape, 0) >= 1 << 63:
+            raise CapacityError(
+                f"channel {name!r}: {flexible_zone_size} bytes of parameters or a frame of shape "
+                f"{layout.shape} are beyond what a segment can have."
+            )
         path, leases = segment_path(name), lease_path()
         lease = process_lease(leases)
         while True:
@@ -131,9 +137,10 @@ class DataBlockProducer:
             It was made in another PID namespace, across which no lock works.
         """
         block = DataBlock.attach(segment_path(name), name, os.geteuid(), True)
+        producer = cls(block, notify)
         leases = lease_path()
         block.adopt(leases, process_lease(leases))
-        return cls(block, notify)
+        return producer
 
     def close(self) -> None:
         """Close the channel, if this producer owns it; its readers are told.
@@ -330,119 +337,6 @@ class DataBlockProducer:
             raise ChannelClosed(
                 f"this producer of channel {self.name!r} was closed.\n  Create it again."
             )
-
-
-class Publication:
-    """The slot that a `publish` block fills.
-
-    Attributes
-    ----------
-    frame_id
-        Your own number for the frame; None: counted from 0.
-    timestamp_ns
-        Wall clock, ns since 1970; 0: the moment of publishing.
-    encoding
-        How `flex` is written. Set it before `flex`.
-    n_rows
-        Rows of `data` that are valid; None: all.
-    """
-
-    __slots__ = (
-        "_flex", "_flex_encoding", "_flex_size", "_has_data", "_producer", "_timeout_s",
-        "encoding", "frame_id", "n_rows", "timestamp_ns",
-    )  # fmt: skip
-
-    def __init__(self, producer: DataBlockProducer, timeout_s: float | None) -> None:
-        self._producer = producer
-        self._timeout_s = timeout_s
-        self._flex: dict[str, Any] | None = None
-        self._flex_encoding = Encoding.MSGPACK
-        self._flex_size = -1
-        self._has_data = False
-        self.frame_id: int | None = None
-        self.timestamp_ns = 0
-        self.encoding = Encoding.MSGPACK
-        self.n_rows: int | None = None
-
-    def __enter__(self) -> Publication:
-        self._producer.begin_publish(timeout_s=self._timeout_s)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        producer = self._producer
-        if kind is not None or (not self._has_data and self._flex_size < 0):
-            producer.abort_publish()
-            return
-        try:
-            producer.end_publish(
-                ZoneUpdateInfo(
-                    flex_zone=self._flex_size >= 0,
-                    structured_buffer=self._has_data,
-                    flex_zone_size=max(self._flex_size, 0),
-                    structured_buffer_size=self._valid_bytes(),
-                    encoding=self._flex_encoding,
-                    frame_id=self.frame_id,
-                    timestamp_ns=self.timestamp_ns,
-                )
-            )
-        except BaseException:
-            producer.abort_publish()
-            raise
-
-    @property
-    def data(self) -> npt.NDArray[Any]:
-        """The frame: a writable array in shared memory, valid inside the block."""
-        self._has_data = True
-        return self._producer.get_structured_data_buffer()
-
-    @data.setter
-    def data(self, value: npt.ArrayLike) -> None:
-        # Lets `slot.data += image` and `slot.data = image` do what they say.
-        if value is not self._producer.get_structured_data_buffer():
-            self.copy_from(np.asarray(value))
-
-    @property
-    def flex(self) -> dict[str, Any] | None:
-        """The parameters that belong to the frame; None carries the last ones on."""
-        return self._flex
-
-    @flex.setter
-    def flex(self, parameters: dict[str, Any]) -> None:
-        self.copy_packed(encode(parameters, self.encoding))
-        self._flex = parameters
-
-    def copy_from(self, array: npt.NDArray[Any]) -> None:
-        """Fill the frame from `array`, which may have fewer rows than the channel."""
-        producer = self._producer
-        size = producer._layout.size_of(array)
-        if array.flags.c_contiguous and array.dtype.kind not in "mM":
-            producer._block.write_data(array)
-        else:  # numpy knows how to walk it; dates have no buffer protocol
-            view = producer.get_structured_data_buffer()
-            np.copyto(view[: array.shape[0]] if array.shape else view, array)
-        self._has_data = True
-        self.n_rows = None if size == producer._layout.frame_bytes else array.shape[0]
-
-    def copy_packed(self, packed: bytes) -> None:
-        """Fill the flex zone with an object that is encoded already."""
-        self._flex_size = self._producer._block.write_flex(packed)
-        self._flex_encoding = self.encoding
-
-    def _valid_bytes(self) -> int | None:
-        if self.n_rows is None or not self._has_data:
-            return None
-        layout = self._producer._layout
-        if not layout.shape or not 0 <= self.n_rows <= layout.shape[0]:
-            raise CapacityError(
-                f"n_rows={self.n_rows}: a frame of channel {self._producer.name!r} has shape "
-                f"{layout.shape}."
-            )
-        return self.n_rows * layout.row_bytes
 
 
 def _layout_of(

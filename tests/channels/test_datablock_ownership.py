@@ -14,7 +14,7 @@ import pytest
 
 from pyhub import DataBlockConsumer, DataBlockProducer
 from pyhub._core import lease_is_alive, process_lease, remove_leases
-from pyhub.datablock import consumer as consumer_module
+from pyhub.datablock.attachment import Attachment
 from pyhub.errors import ChannelClosed, ProducerDied
 
 
@@ -49,7 +49,7 @@ def test_a_close_between_two_looks_is_told_as_a_close(monkeypatch: pytest.Monkey
         producer.close()
         return True
 
-    monkeypatch.setattr(consumer_module, "_left_by_the_dead", look)
+    monkeypatch.setattr(Attachment, "_was_left", look)
     with pytest.raises(ChannelClosed) as caught:
         consumer.read(timeout_s=0)
     assert not isinstance(caught.value, ProducerDied)
