@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyhub.datablock import DataBlockConsumer
-from pyhub.errors import ChannelClosed
+from pyhub.errors import ChannelClosed, MissingExtra, WaitTimeout
 from pyhub.sinks.nexus import NexusFile
+from pyhub.sources.hdf5 import load_h5py
 
-__all__ = ["Recording", "record"]
+__all__ = ["Recording", "check_target", "record"]
+
+# When no frame comes for so long, those that came are handed to the system, so
+# that a kill cannot take them any more.
+_IDLE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,51 @@ class Recording:
     n_missing: int
     is_complete: bool
     reason: str
+
+
+def check_target(path: str, *, compression: str = "gzip", overwrite: bool = False) -> None:
+    """Raise what `record` would, once frames come: that may be hours later.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError, PermissionError
+        The file is there, or cannot be.
+    MissingExtra
+        A package is not installed.
+    """
+    load_h5py()
+    if compression.startswith("bitshuffle"):
+        try:
+            import hdf5plugin  # noqa: F401
+        except ImportError as error:
+            raise MissingExtra(
+                f"compression {compression!r} needs the package hdf5plugin ({error}).\n"
+                "  pip install hdf5plugin, or conda install -c conda-forge hdf5plugin; or use "
+                "'gzip'."
+            ) from error
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(
+            f"{path!r} cannot be made: there is no directory {folder!r}.\n"
+            "  Create it, or choose another."
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{path!r} cannot be made: {folder!r} may not be written to.\n"
+            "  Choose another directory."
+        )
+    if not overwrite and os.path.lexists(path):
+        raise FileExistsError(
+            f"{path!r} exists; it was not touched.\n"
+            "  Choose another name, or ask to overwrite it (--overwrite)."
+        )
+    if os.path.lexists(path + ".partial"):
+        raise FileExistsError(
+            f"{path + '.partial'!r} exists: a recording that was interrupted, or that another "
+            "program is writing now.\n"
+            "  It is an HDF5 file with the frames up to then: rename it to keep it, or delete it; "
+            "then record again."
+        )
 
 
 def record(
@@ -34,9 +85,10 @@ def record(
     """Write the channel's frames into a new NeXus file until enough have come.
 
     Ends after `n_frames`, when the channel is closed, when its producer dies,
-    when it comes back with another dtype or shape, or with Ctrl-C. The file is
-    finished in every case; it is marked as partial if `n_frames` were asked
-    for and fewer came, or if the producer died.
+    when it comes back with another dtype or shape, or with Ctrl-C. If it comes
+    back as it was before its absence was noticed, the recording goes on, and
+    the reason says so. The file is finished in every case; it is marked as
+    partial if `n_frames` were asked for and fewer came, or if the producer died.
 
     Parameters
     ----------
@@ -48,8 +100,8 @@ def record(
     OSError
         The disk is full or failed; what was written stays as ``.partial``.
     """
-    frames = consumer.frames()
-    reason = ""
+    frames = consumer.frames(_IDLE_S)
+    reason = restarts = ""
     has_died = False
     with NexusFile(
         path,
@@ -63,7 +115,12 @@ def record(
         layout = file.layout
         try:
             while n_frames is None or file.n_frames < n_frames:
-                frame = next(frames, None)
+                try:
+                    frame = next(frames, None)
+                except WaitTimeout:
+                    file.flush()
+                    frames = consumer.frames(_IDLE_S)
+                    continue
                 if frame is None:
                     reason = "the channel was closed"
                     break
@@ -74,6 +131,8 @@ def record(
                     )
                     has_died = True
                     break
+                if frame.is_restart:
+                    restarts += f"the producer was restarted after {file.n_frames} frames; "
                 file.append(
                     frame.data,
                     frame_id=frame.frame_id,
@@ -90,5 +149,6 @@ def record(
         is_complete = not has_died and (n_frames is None or file.n_frames >= n_frames)
         if not is_complete and n_frames is not None:
             reason = f"{reason} after {file.n_frames} of {n_frames} frames"
+        reason = (restarts + reason).removesuffix("; ")
         file.finish(is_complete, reason)
         return Recording(file.n_frames, file.n_missing, is_complete, reason)

@@ -6,6 +6,7 @@ publishes, where a monitor finds them.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhub.datablock import DataBlockConsumer, DataBlockProducer, Frame
-from pyhub.errors import WaitTimeout
+from pyhub.errors import ChannelClosed, LayoutError, WaitTimeout
 from pyhub.monitor.meter import Meter
 from pyhub.sinks.azimuthal import AzimuthalAverage
 
@@ -73,6 +74,14 @@ def publish_progress(consumer: DataBlockConsumer, producer: DataBlockProducer) -
             frame = consumer.read(timeout_s=1.0, out=out)
         except WaitTimeout:
             continue
+        except ChannelClosed:
+            if consumer.is_closed:
+                raise
+            continue  # the next call waits for the next producer
+        except LayoutError:
+            if out is not None and (out.dtype, out.shape) == (consumer.dtype, consumer.shape):
+                raise
+            continue  # it came back with another shape while we waited
         meter.note(frame)
         if time.monotonic() >= due:
             due = time.monotonic() + _REPORT_S
@@ -85,9 +94,14 @@ def publish_progress(consumer: DataBlockConsumer, producer: DataBlockProducer) -
 
 def _centre(frame: Frame) -> tuple[float, float]:
     rows, columns = frame.data.shape
-    x_px = frame.flex.get("beam_centre_x_px", columns / 2)
-    y_px = frame.flex.get("beam_centre_y_px", rows / 2)
-    return float(x_px), float(y_px)
+    centre = frame.flex.get("beam_centre_x_px"), frame.flex.get("beam_centre_y_px")
+    try:
+        x_px, y_px = (float(place) for place in centre)
+    except (TypeError, ValueError):  # not there, or not numbers
+        return columns / 2, rows / 2
+    if not (math.isfinite(x_px) and math.isfinite(y_px)):
+        return columns / 2, rows / 2
+    return x_px, y_px
 
 
 def _pixel_figures(data: npt.NDArray[Any]) -> dict[str, Any]:

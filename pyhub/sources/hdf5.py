@@ -23,13 +23,11 @@ they were published: named relative to ``/entry/parameters``, JSON decoded.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import math
 import os
 import posixpath
-from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -37,11 +35,22 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pyhub.errors import AccessDenied, ChannelClosed, CodecError, LayoutError, MissingExtra
+from pyhub.errors import ChannelClosed, CodecError, LayoutError, MissingExtra
+from pyhub.sources.hdf5_tree import (
+    address_of,
+    bare_dtype,
+    load_h5py,
+    open_file,
+    plain,
+    read_values,
+    text_attribute,
+    type_name,
+    variable_fields,
+    walk,
+)
 
 __all__ = ["FrameFile", "load_h5py"]
 
-MAX_TEXT_BYTES = 1024
 MAX_CHUNK_CACHE_BYTES = 256 << 20
 N_LISTED = 20
 # NeXus manual, NXdata/DATA@interpretation: the fastest dimensions that make one item.
@@ -114,7 +123,7 @@ class FrameFile:
         """Open the file and find the data set and its parameters."""
         self._h5py = load_h5py()
         self.path = os.fspath(path)
-        self._file: Any = _open_file(self._h5py, self.path)
+        self._file: Any = open_file(self._h5py, self.path)
         try:
             self.dataset = self._find(dataset)
             self._data: Any = self._open_data()
@@ -208,7 +217,7 @@ class FrameFile:
                 continue
             value = column[i]
             if name not in self._missing or not np.all(value == self._missing[name]):
-                values[name] = _plain(value)
+                values[name] = plain(value)
         for column_name, name in self._json.items():
             if text := self.per_frame[column_name][i]:
                 values[name] = json.loads(text)
@@ -278,7 +287,7 @@ class FrameFile:
         path = "/"
         for _ in range(8):
             group = self._file[path]
-            step = _text(group.attrs, "signal") or _text(group.attrs, "default")
+            step = text_attribute(group.attrs, "signal") or text_attribute(group.attrs, "default")
             if not step or step not in group:
                 return None
             path = posixpath.join(path, step)
@@ -289,16 +298,16 @@ class FrameFile:
     def _is_signal(self, path: str) -> bool:
         group = self._file[posixpath.dirname(path)]
         marked = self._file[path].attrs.get("signal") is not None  # NeXus before 2014
-        return marked or _text(group.attrs, "signal") == posixpath.basename(path)
+        return marked or text_attribute(group.attrs, "signal") == posixpath.basename(path)
 
     def _listing(self, under: str = "/") -> str:
         """Say which data sets there are, for an error."""
         group = self._file[under]
         found = []
-        for path, item, where in _walk(self._h5py, group):
+        for path, item, where in walk(self._h5py, group):
             full = posixpath.join(under, path)
             if item is not None:
-                found.append(f"{full} {item.shape} {_type_name(item)}")
+                found.append(f"{full} {item.shape} {type_name(item)}")
             else:
                 found.append(f"{full} ({where})")
             if len(found) > N_LISTED:
@@ -357,7 +366,7 @@ class FrameFile:
                 f"{self._label()} has a type that numpy does not have: {error}\n"
                 "  Frames are numbers, fixed-length text or records of these."
             ) from error
-        if wrong := _variable_fields(dtype):
+        if wrong := variable_fields(dtype):
             raise LayoutError(
                 f"{self._label()} holds values of no fixed size: {', '.join(wrong)}.\n"
                 "  Frames are numbers, fixed-length text or records of these; name another "
@@ -367,7 +376,7 @@ class FrameFile:
         shape = tuple(int(n) for n in data.shape)
         known = frame_ndim
         if known is None:
-            known = NDIM_OF_INTERPRETATION.get(_text(data.attrs, "interpretation") or "")
+            known = NDIM_OF_INTERPRETATION.get(text_attribute(data.attrs, "interpretation") or "")
         # How many axes of the data set are not of its frames: 0 or 1.
         n_outer = -1 if known is None else len(shape) + len(inner) - known
         if frame_ndim is not None and (n_outer not in (0, 1) or n_outer > len(shape)):
@@ -380,7 +389,7 @@ class FrameFile:
         own = shape[1:] if self._is_stack else shape
         self._n_frames = shape[0] if self._is_stack else 1
         self._frame_shape = (*own, *(int(n) for n in inner))
-        self._dtype: np.dtype[Any] = _bare(base)
+        self._dtype: np.dtype[Any] = bare_dtype(base)
         h5py = self._h5py
         self._file_space = data.id.get_space()
         self._memory_space = h5py.h5s.create_simple(own or (1,))
@@ -415,12 +424,12 @@ class FrameFile:
     def _collect_parameters(self) -> None:
         entry_path = self._entry_path()
         recorded = "pyhub_complete" in self._file[entry_path].attrs
-        own = _address(self._h5py, self._data)
+        own = address_of(self._h5py, self._data)
         for path, item, where in sorted(self._distinct(entry_path), key=lambda found: found[0]):
             if item is None:
                 self.skipped[path] = where
                 _log.warning("%s: %s is left out: %s", self.path, path, where)
-            elif _address(self._h5py, item) == own:
+            elif address_of(self._h5py, item) == own:
                 continue
             elif not recorded:
                 self._add(path, item)
@@ -436,7 +445,7 @@ class FrameFile:
         parts = posixpath.dirname(self.dataset).strip("/").split("/")
         above = ["/" + "/".join(parts[:k]) for k in range(len(parts), 0, -1) if parts[0]]
         for path in above:
-            if _text(self._file[path].attrs, "NX_class") == "NXentry":
+            if text_attribute(self._file[path].attrs, "NX_class") == "NXentry":
                 return path
         return above[-1] if above else "/"
 
@@ -444,21 +453,21 @@ class FrameFile:
         """Walk below `root`, but yield a data set that has several links once."""
         seen = set()
         prefix = root.rstrip("/") + "/"
-        for path, item, where in _walk(self._h5py, self._file[root]):
+        for path, item, where in walk(self._h5py, self._file[root]):
             name = path
             if item is not None:
-                address = _address(self._h5py, item)
+                address = address_of(self._h5py, item)
                 if address in seen:
                     continue
                 seen.add(address)
-                target = _text(item.attrs, "target") or ""
+                target = text_attribute(item.attrs, "target") or ""
                 if target.startswith(prefix) and self._is_at(target, address):
                     name = target.removeprefix(prefix)
             yield name, item, where
 
     def _is_at(self, path: str, address: tuple[int, int]) -> bool:
         try:
-            return _address(self._h5py, self._file[path]) == address
+            return address_of(self._h5py, self._file[path]) == address
         except (KeyError, OSError):
             return False
 
@@ -470,205 +479,30 @@ class FrameFile:
             self.skipped[name] = f"shape {shape}: neither one value nor one for each of {n} frames"
             return
         try:
-            values = _read_values(self._h5py, item)
+            values = read_values(self._h5py, item)
         except (TypeError, ValueError, OSError) as error:
             self.skipped[name] = str(error)
             _log.warning("%s: %s is left out: %s", self.path, name, error)
             return
         if is_constant:
-            self.constants[name] = _plain(values.reshape(())[()])
+            self.constants[name] = plain(values.reshape(())[()])
         else:
             self.per_frame[name] = values
-        if units := _text(item.attrs, "units"):
+        if units := text_attribute(item.attrs, "units"):
             self.units[name] = units
 
     def _add_recorded(self, path: str, item: Any) -> None:
         """Take a column that pyhub wrote, under the name that it was published with."""
-        name = _text(item.attrs, "pyhub_name") or path
-        column = path if _text(item.attrs, "pyhub_encoding") == "json" else name
-        values = _read_values(self._h5py, item, max_bytes=None)
+        name = text_attribute(item.attrs, "pyhub_name") or path
+        column = path if text_attribute(item.attrs, "pyhub_encoding") == "json" else name
+        values = read_values(self._h5py, item, max_bytes=None)
         if len(values) != self._n_frames:
             self.skipped[path] = f"{len(values)} values for {self._n_frames} frames"
             return
         self.per_frame[column] = values
-        if column != name or _text(item.attrs, "pyhub_encoding") == "json":
+        if column != name or text_attribute(item.attrs, "pyhub_encoding") == "json":
             self._json[column] = name
         if "missing_value" in item.attrs:
             self._missing[column] = item.attrs["missing_value"]
-        if units := _text(item.attrs, "units"):
+        if units := text_attribute(item.attrs, "units"):
             self.units[name] = units
-
-
-def load_h5py() -> Any:
-    """Import h5py, on use: it is an extra.
-
-    Raises
-    ------
-    MissingExtra
-        It is not installed.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingExtra(
-            f"HDF5 files need the package h5py, which cannot be imported ({error}).\n"
-            "  pip install pyhub[hdf5], or conda install h5py."
-        ) from error
-    return h5py
-
-
-def _open_file(h5py: Any, path: str) -> Any:
-    try:
-        return h5py.File(path, "r")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"there is no file {path!r}, seen from {os.getcwd()!r}.\n"
-            "  Check the path; a relative one starts at the current directory."
-        ) from error
-    except PermissionError as error:
-        raise AccessDenied(
-            f"{path!r} cannot be read by uid {os.getuid()}: {error}\n"
-            "  Ask its owner for read permission: chmod a+r."
-        ) from error
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise CodecError(
-                f"{path!r} is locked: another program is writing it ({error}).\n"
-                "  Wait until it has finished, or copy the file and open the copy."
-            ) from error
-        raise CodecError(
-            f"{path!r} is no HDF5 file, or a damaged one: {error}\n"
-            "  Look at its kind with `file`; if its writing was interrupted, try `h5clear`."
-        ) from error
-
-
-def _walk(h5py: Any, root: Any) -> Iterator[tuple[str, Any, str]]:
-    """Yield path and data set of everything below `root`, nearest first, sorted.
-
-    Where a link leads to another file or nowhere, the data set is None and the
-    third item says where the link leads.
-    """
-    queue = deque([("", root)])
-    seen = {_address(h5py, root)}
-    while queue:
-        prefix, group = queue.popleft()
-        links = {name: _link(group, name) for name in group}
-        for name in sorted(links, key=lambda name: (isinstance(links[name], h5py.SoftLink), name)):
-            path, link = prefix + name, links[name]
-            if isinstance(link, h5py.ExternalLink):
-                yield path, None, f"external link to {link.filename}:{link.path}"
-                continue
-            try:
-                item = group[name]
-            except (KeyError, OSError, RuntimeError):
-                where = link.path if isinstance(link, h5py.SoftLink) else "an unreadable object"
-                yield path, None, f"broken link to {where}"
-                continue
-            if isinstance(item, h5py.Dataset):
-                yield path, item, ""
-            elif isinstance(item, h5py.Group):
-                address = _address(h5py, item)
-                if address not in seen:
-                    seen.add(address)
-                    queue.append((path + "/", item))
-
-
-def _link(group: Any, name: str) -> Any:
-    try:
-        return group.get(name, getlink=True)
-    except (TypeError, OSError):  # a user-defined link
-        return None
-
-
-def _address(h5py: Any, item: Any) -> tuple[int, int]:
-    info = h5py.h5o.get_info(item.id)
-    return int(info.fileno), int(info.addr)
-
-
-def _text(attributes: Any, name: str) -> str | None:
-    """Return an attribute of text, whichever of HDF5's ways it is stored in."""
-    try:
-        value = attributes.get(name)
-    except (OSError, TypeError):
-        return None
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.reshape(-1)[0]
-    if isinstance(value, bytes):
-        value = _decode(value)
-    return str(value) if isinstance(value, str) else None
-
-
-def _decode(text: bytes) -> str:
-    try:
-        return text.decode()
-    except UnicodeDecodeError:
-        return text.decode("latin-1")  # older writers: a degree sign, an angstrom
-
-
-def _read_values(h5py: Any, item: Any, max_bytes: int | None = MAX_TEXT_BYTES) -> npt.NDArray[Any]:
-    """Return numbers in native byte order, or text as an array of str.
-
-    Raises
-    ------
-    ValueError
-        It is neither, or a text is longer than `max_bytes`.
-    """
-    dtype = item.dtype
-    is_text = dtype.kind in "SU" or h5py.check_string_dtype(dtype) is not None
-    if not is_text:
-        if dtype.kind not in "biufc":
-            raise ValueError(f"type {_type_name(item)} is neither a number nor text")
-        return np.asarray(item[()], _bare(dtype).newbyteorder("="))
-    limit = math.inf if max_bytes is None else max_bytes
-    if dtype.kind == "S" and dtype.itemsize > limit:
-        raise ValueError(f"text of {dtype.itemsize} bytes, more than {max_bytes}")
-    raw = np.asarray(item[()], object)
-    longest = max((len(text) for text in raw.flat), default=0)
-    if longest > limit:
-        raise ValueError(f"text of {longest} bytes, more than {max_bytes}")
-    texts = np.empty(raw.size, object)
-    texts[:] = [_decode(t) if isinstance(t, bytes) else str(t) for t in raw.flat]
-    return texts.reshape(raw.shape)
-
-
-def _plain(value: Any) -> Any:
-    """Return Python's own type where it says the same, else the numpy value."""
-    if isinstance(value, (np.bool_, np.int64, np.float64)):
-        return value.item()
-    return value
-
-
-def _bare(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Drop what h5py notes beside a type: encodings, the names of an enum."""
-    if dtype.subdtype is not None:
-        return np.dtype((_bare(dtype.base), dtype.shape))
-    if dtype.fields is None:
-        return np.dtype(dtype.str)
-    names = list(dtype.names or ())
-    layout = {
-        "names": names,
-        "formats": [_bare(dtype.fields[name][0]) for name in names],
-        "offsets": [dtype.fields[name][1] for name in names],
-        "itemsize": dtype.itemsize,
-    }
-    # numpy's stub knows literal dictionaries only.
-    bare: np.dtype[Any] = np.dtype(layout)  # type: ignore[call-overload]
-    return bare
-
-
-def _variable_fields(dtype: np.dtype[Any], name: str = "") -> list[str]:
-    base = dtype.base
-    if base.names is not None:
-        fields = ((f"{name}.{field}" if name else field, field) for field in base.names)
-        return [wrong for full, field in fields for wrong in _variable_fields(base[field], full)]
-    if not base.hasobject:
-        return []
-    what = "variable-length or reference values"
-    return [f"field {name!r} ({what})" if name else what]
-
-
-def _type_name(item: Any) -> str:
-    try:
-        return str(item.dtype)
-    except TypeError:
-        return "of a type that numpy does not have"
