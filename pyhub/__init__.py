@@ -3,6 +3,8 @@
 Public names only; the tree of the package is drawn in the README.
 """
 
+import logging
+
 from pyhub import errors
 from pyhub.codec import Encoding
 from pyhub.datablock import (
@@ -20,6 +22,9 @@ from pyhub.hub.message_hub import MessageHub
 from pyhub.hub.protocol import ChannelInfo
 from pyhub.hub.runtime import BrokerConfig
 from pyhub.names import get_include
+
+# Only programs decide where messages go; the command line is one.
+logging.getLogger("pyhub").addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
 

@@ -6,7 +6,17 @@ Module order: errors <- names <- _core <- one module a channel kind.
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.errno cimport EACCES, EFBIG, ELOOP, ENOENT, ENOMEM, ENOSPC, EPERM
+from libc.errno cimport (
+    EACCES,
+    EFBIG,
+    EISDIR,
+    ELOOP,
+    ENOENT,
+    ENOMEM,
+    ENOSPC,
+    ENXIO,
+    EPERM,
+)
 from libc.stdint cimport INT64_MAX, uint64_t
 
 from pyhub._abi cimport (
@@ -172,6 +182,11 @@ cdef object error_for(int status, int error, str name, str path):
 cdef object _system_error(int error, str name, str path):
     reason = os.strerror(error)
     directory = os.path.dirname(path)
+    if error == ENOENT and not os.path.isdir(directory):
+        return errors.SegmentNotFound(
+            f"there is no directory {directory}, where segments are to be.\n"
+            "  Make it, or set PYHUB_SHM_DIR to one in memory (default: /dev/shm)."
+        )
     if error == ENOENT:
         return errors.SegmentNotFound(
             f"there is no channel {name!r} (no file {path}).\n"
@@ -184,6 +199,8 @@ cdef object _system_error(int error, str name, str path):
             "  Use fewer or smaller slots, remove what dead processes left (pyhub clean), or\n"
             "  make it larger (mount -o remount,size=... /dev/shm; docker run --shm-size=...).",
         )
+    if error in (EISDIR, ENXIO):  # a directory opened for writing; a socket
+        return error_for(PHB_BAD_MODE, error, name, path)
     if error in (EACCES, EPERM, ELOOP):
         return errors.AccessDenied(
             error,

@@ -285,8 +285,8 @@ static inline void phb_datablock_bind(phb_datablock *db, const phb_segment *segm
 
 /* --- Create, attach ------------------------------------------------------ */
 
-/* Make the DataBlock that db->constants describes (capacities, n_slots,
- * dtype, itemsize, ndim, shape) and give it the name `path`, in `directory`. */
+/* Make the DataBlock that db->constants describes (capacities, n_slots, dtype,
+ * itemsize, ndim, shape; a frame of that shape fills a slot) and give it the name `path`, in `directory`. */
 static inline int phb_datablock_create(phb_datablock *db, phb_segment *segment,
                                        const char *directory, const char *path,
                                        const char *name, uint64_t lease)
@@ -296,7 +296,7 @@ static inline int phb_datablock_create(phb_datablock *db, phb_segment *segment,
     memset(segment, 0, sizeof *segment);
     segment->fd = -1;
     if (!phb_datablock_measure(c, &total) || !phb_datablock_frame_size(c, &frame_size) ||
-        frame_size > c->structured_buffer_capacity || c->itemsize == 0 ||
+        frame_size != c->structured_buffer_capacity || c->itemsize == 0 ||
         c->dtype[PHB_DTYPE_BYTES - 1] != '\0') {
         return PHB_CAPACITY;
     }
@@ -350,7 +350,7 @@ static inline int phb_datablock_attach(phb_datablock *db, phb_segment *segment,
     if (!phb_datablock_measure(&computed, &total) || total != segment->size ||
         memcmp(&computed, c, sizeof computed) != 0 ||
         !phb_datablock_frame_size(c, &frame_size) ||
-        frame_size > c->structured_buffer_capacity || c->itemsize == 0 ||
+        frame_size != c->structured_buffer_capacity || c->itemsize == 0 ||
         c->dtype[PHB_DTYPE_BYTES - 1] != '\0') {
         phb_segment_detach(segment);
         return PHB_DAMAGED;

@@ -331,7 +331,8 @@ static inline int phb_segment_attach(phb_segment *segment, const char *path, uin
         } else {
             status = phb_segment_check(constants, kind, constant_size,
                                        (uint64_t)file.st_size, writable);
-            if (status == PHB_DAMAGED && (uint64_t)n_read < constant_size) {
+            if ((status == PHB_DAMAGED && (uint64_t)n_read < constant_size) ||
+                (status == PHB_BAD_ABI && (uint64_t)n_read < sizeof(phb_segment_header))) {
                 status = PHB_TRUNCATED;
             }
         }

@@ -7,19 +7,18 @@ import os
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyhub._core import process_lease, remove_dead
-from pyhub._datablock import MAX_SLOTS, ZONE_FLEX, ZONE_STRUCTURED, DataBlock
+from pyhub._datablock import MAX_SLOTS, DataBlock
 from pyhub.codec import Encoding, encode
-from pyhub.datablock.header import Header, read_header
-from pyhub.datablock.notice import Notification, Notify, ZoneUpdateInfo
+from pyhub.datablock.notice import Notify
 from pyhub.datablock.publication import Publication
-from pyhub.datablock.view import block_layout, slot_view
-from pyhub.errors import CapacityError, ChannelClosed, LayoutError, SegmentExists
+from pyhub.datablock.publisher import DEFAULT_TIMEOUT_S, Publisher
+from pyhub.errors import CapacityError, LayoutError, SegmentExists
 from pyhub.layout import FrameLayout, dtype_to_text
 from pyhub.names import check_name, lease_path, segment_path
 
@@ -27,11 +26,8 @@ __all__ = ["DataBlockProducer"]
 
 _log = logging.getLogger("pyhub.datablock")
 
-# How long a producer waits for another one to end its publication.
-DEFAULT_TIMEOUT_S = 5.0
 
-
-class DataBlockProducer:
+class DataBlockProducer(Publisher):
     """Publishes frames, with the parameters that belong to them, under a name.
 
     Made by `create` (the channel is new, and goes when this producer closes or
@@ -40,12 +36,8 @@ class DataBlockProducer:
     """
 
     def __init__(self, block: DataBlock, notify: Notify | None = None) -> None:
-        self._block = block
-        self._notify = notify
-        self._layout = block_layout(block)
-        self._views: list[npt.NDArray[Any] | None] = [None] * block.n_slots
+        super().__init__(block, notify)
         self._on_close: Callable[[], None] | None = None
-        self.name = block.segment.name
         # Runs once: at close, when the producer is forgotten, or at exit.
         self._finalizer = weakref.finalize(self, _leave, block, os.getpid())
 
@@ -148,16 +140,12 @@ class DataBlockProducer:
         An open publication of this thread is given up. May be called twice.
         """
         on_close, self._on_close = self._on_close, None
+        self._is_closed = True
         try:
             if on_close is not None:
                 on_close()  # while the name is still ours
         finally:
             self._finalizer()
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether this producer was closed."""
-        return not self._finalizer.alive
 
     def __enter__(self) -> DataBlockProducer:
         return self
@@ -169,27 +157,6 @@ class DataBlockProducer:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    # --- Facts ---
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the channel's frames."""
-        return self._layout.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the channel's largest frame."""
-        return self._layout.shape
-
-    @property
-    def n_slots(self) -> int:
-        """Frames that the ring holds."""
-        return self._block.n_slots
-
-    def header(self) -> Header:
-        """Return what the channel's header says now. Never waits."""
-        return read_header(self._block)
 
     # --- Publishing ---
 
@@ -256,87 +223,6 @@ class DataBlockProducer:
         waits up to `timeout_s` for another producer (`WriterStalled`).
         """
         return Publication(self, timeout_s)
-
-    # --- The same, step by step ---
-
-    def begin_publish(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
-        """Lock the DataBlock for writing; then take buffers and call `end_publish`.
-
-        Raises
-        ------
-        WriterStalled
-            Another producer held the lock until the deadline.
-        PublishError
-            This thread has a publication open.
-        """
-        self._check_open()
-        if self._block.begin(timeout_s):
-            self._block.adopt(lease_path(), process_lease(lease_path()))
-            _log.warning(
-                "channel %r: a producer died while publishing; its frame was rolled back",
-                self.name,
-            )
-
-    def get_structured_data_buffer(self) -> npt.NDArray[Any]:
-        """Return the next slot as a writable array; valid until `end_publish`.
-
-        What an earlier frame left there is still in it. The frame that the
-        slot held is gone for readers from now on.
-        """
-        slot = self._block.take_data()
-        view = self._views[slot]
-        if view is None:
-            view = self._views[slot] = slot_view(self._block, self._layout, slot)
-        return view
-
-    def get_flexible_zone_buffer(self) -> memoryview:
-        """Return the flex zone's bytes, writable; valid until `end_publish`.
-
-        They must hold one MessagePack or JSON map when the publication ends.
-        """
-        offset = self._block.flex_offset(self._block.take_flex())
-        return memoryview(cast(bytes, self._block.segment))[
-            offset : offset + self._block.flex_zone_capacity
-        ]
-
-    def end_publish(self, update: ZoneUpdateInfo) -> None:
-        """Publish the zones that `update` names, unlock, and notify readers once.
-
-        Raises
-        ------
-        PublishError
-            Nothing was begun, or a zone is named whose buffer was not taken.
-        CapacityError
-            A size is beyond its zone. The publication stays open.
-        """
-        zones = ZONE_FLEX * update.flex_zone | ZONE_STRUCTURED * update.structured_buffer
-        size = update.structured_buffer_size
-        if size is None:
-            size = self._layout.frame_bytes
-        elif not self._layout.is_whole_rows(size):
-            raise LayoutError(
-                f"structured_buffer_size={size} is not a whole number of rows of "
-                f"{self._layout.row_bytes} bytes (dtype {self.dtype}, shape {self.shape})."
-            )
-        commit, flex_version, version = self._block.end(
-            zones, size, update.flex_zone_size, update.encoding, update.frame_id,
-            update.timestamp_ns,
-        )  # fmt: skip
-        if self._notify is not None:
-            frame_id = -1
-            if update.structured_buffer:
-                frame_id = version - 1 if update.frame_id is None else update.frame_id
-            self._notify(Notification(commit, flex_version, version, zones, frame_id))
-
-    def abort_publish(self) -> None:
-        """Give up the open publication of this thread, if there is one."""
-        self._block.abort()
-
-    def _check_open(self) -> None:
-        if not self._finalizer.alive:
-            raise ChannelClosed(
-                f"this producer of channel {self.name!r} was closed.\n  Create it again."
-            )
 
 
 def _layout_of(

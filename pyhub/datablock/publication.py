@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyhub.codec import Encoding, encode
 from pyhub.datablock.notice import ZoneUpdateInfo
+from pyhub.datablock.publisher import Publisher
 from pyhub.errors import CapacityError
-
-if TYPE_CHECKING:
-    from pyhub.datablock.producer import DataBlockProducer
 
 __all__ = ["Publication"]
 
@@ -38,7 +36,7 @@ class Publication:
         "encoding", "frame_id", "n_rows", "timestamp_ns",
     )  # fmt: skip
 
-    def __init__(self, producer: DataBlockProducer, timeout_s: float | None) -> None:
+    def __init__(self, producer: Publisher, timeout_s: float | None) -> None:
         self._producer = producer
         self._timeout_s = timeout_s
         self._flex: dict[str, Any] | None = None

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ import pytest
 from pyhub import DataBlockConsumer, DataBlockProducer
 from pyhub._core import lease_is_alive, process_lease, remove_leases
 from pyhub.datablock.attachment import Attachment
-from pyhub.errors import ChannelClosed, ProducerDied
+from pyhub.errors import ChannelClosed, ProducerDied, WaitTimeout
 
 
 def test_a_producer_forgotten_while_a_thread_publishes_does_not_unmap_its_lock() -> None:
@@ -92,3 +95,45 @@ def test_a_lock_file_is_removed_only_when_nobody_holds_a_lease(tmp_path: Path) -
 
 def test_no_lock_file_means_nobody_lives(tmp_path: Path) -> None:
     assert not lease_is_alive(tmp_path / "none..leases", 17)
+
+
+GUEST_OWNER = """
+import sys, pyhub
+producer = pyhub.DataBlockProducer.create("shared", dtype="u1", shape=4)
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+def _owner() -> subprocess.Popen[str]:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", GUEST_OWNER], stdin=PIPE, stdout=PIPE, text=True
+    )
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "up\n"
+    return owner
+
+
+def test_a_guest_takes_the_channel_over_when_its_owner_dies() -> None:
+    with _owner() as owner, DataBlockConsumer.attach("shared") as view:
+        guest = DataBlockProducer.attach("shared")
+        owner.kill()
+        owner.wait()
+        guest.put(np.ones(4, "u1"))
+        assert view.read().data.tolist() == [1] * 4
+        with pytest.raises(WaitTimeout):  # not ProducerDied: the guest lives
+            view.read(0)
+        guest.close()
+        with pytest.raises(ChannelClosed):
+            view.read(0)
+
+
+def test_a_guest_does_not_publish_into_a_segment_that_lost_its_name() -> None:
+    with _owner() as owner:
+        guest = DataBlockProducer.attach("shared")
+        owner.kill()
+        owner.wait()
+        with DataBlockProducer.create("shared", dtype="u1", shape=4):
+            with pytest.raises(ChannelClosed, match="gone to another segment"):
+                guest.put(np.ones(4, "u1"))
+            guest.close()
