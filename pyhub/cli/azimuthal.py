@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 import numpy as np
 
-from pyhub.cli.options import example
+from pyhub.cli.options import Number, example
 from pyhub.hub.message_hub import MessageHub
 from pyhub.sinks.stages import N_BINS, publish_azimuthal
 
 
 @click.command("azimuthal", epilog=example("pyhub azimuthal cam1", "pyhub tap cam1.azimuthal"))
 @click.argument("channel")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0), metavar="S",
+@click.option("--timeout", "timeout_s", type=Number(0), metavar="S",
               help="How long to wait for the channel.  [default: for ever]")  # fmt: skip
 def command(channel: str, timeout_s: float | None) -> None:
     """Publish the running azimuthal average of CHANNEL as CHANNEL.azimuthal.

@@ -7,7 +7,7 @@ import signal
 
 import click
 
-from pyhub.cli.options import example
+from pyhub.cli.options import Number, example
 from pyhub.cli.outcome import ExitCode
 from pyhub.hub.broker import Broker
 from pyhub.hub.runtime import RuntimeDirectory
@@ -16,7 +16,7 @@ from pyhub.hub.runtime import RuntimeDirectory
 @click.command("broker", epilog=example("pyhub broker", "pyhub broker --runtime-dir /run/pyhub"))
 @click.option("--runtime-dir", type=click.Path(file_okay=False),
               help="Where programs look for it.  [default: the user's own]")  # fmt: skip
-@click.option("--linger", "linger_s", type=click.FloatRange(0), metavar="S",
+@click.option("--linger", "linger_s", type=Number(0), metavar="S",
               help="End when alone for so long.  [default: never]")  # fmt: skip
 @click.pass_context
 def command(ctx: click.Context, runtime_dir: str | None, linger_s: float | None) -> None:

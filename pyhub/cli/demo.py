@@ -7,15 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
 
 import click
 from rich.console import Console
 from rich.live import Live
 
 from pyhub.cli import options
-from pyhub.cli.options import example, format_shape
+from pyhub.cli.options import Number, example, format_shape
 from pyhub.errors import PyhubError
 from pyhub.hub.message_hub import MessageHub
 from pyhub.monitor.live import Dashboard
@@ -35,9 +38,9 @@ _PICTURE_SIZE = (100, 40)  # characters
     show_default=True,
     help="Of a frame.",
 )
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), default=100.0,
+@click.option("--rate", type=Number(min=0, min_open=True), default=100.0,
               show_default=True, metavar="HZ", help="Frames a second.")  # fmt: skip
-@click.option("--seconds", type=click.FloatRange(0), help="End after so long.  [default: Ctrl-C]")
+@click.option("--seconds", type=Number(0), help="End after so long.  [default: Ctrl-C]")
 @click.option("--picture", type=click.Path(dir_okay=False), metavar="FILE.svg",
               help="Save what was shown last.")  # fmt: skip
 def command(
@@ -52,7 +55,7 @@ def command(
     console = Console()
     end = float("inf") if seconds is None else time.monotonic() + seconds
     with MessageHub() as hub, contextlib.ExitStack() as stack:
-        children = [
+        parts = [
             stack.enter_context(_process("sim", "--name", name, "--shape", format_shape(shape),
                                          "--rate", f"{rate:g}")),
             *(stack.enter_context(_process(reader, name)) for reader in readers.values()),
@@ -60,15 +63,36 @@ def command(
         dashboard = Dashboard(hub, name, readers)
         stack.callback(dashboard.close)
         with contextlib.suppress(KeyboardInterrupt):  # the end that a demo expects
-            _show(dashboard, children, console, end)
+            _show(dashboard, parts, console, end)
     if picture is not None:
         _save(dashboard, picture)
     click.echo(f"{dashboard.n_frames} frames flowed; all processes have ended")
 
 
+@dataclass
+class _Part:
+    """A command that runs beside this one, and the file that it writes its messages to."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    messages: IO[bytes]
+
+    def check(self) -> None:
+        """Raise if it has ended; it was not asked to."""
+        code = self.process.poll()
+        if code is not None:
+            self.messages.seek(0)
+            lines = self.messages.read().decode(errors="replace").strip().splitlines()
+            said = "".join(f"\n    {line}" for line in lines[-20:])
+            raise PyhubError(
+                f"a part of the demo ended with {code} (pid {self.process.pid}): "
+                f"pyhub {self.name}{said}\n  Look at the machine with: pyhub doctor"
+            )
+
+
 def _show(
     dashboard: Dashboard,
-    children: list[subprocess.Popen[bytes]],
+    parts: list[_Part],
     console: Console,
     end: float,
 ) -> None:
@@ -77,12 +101,8 @@ def _show(
     next_lines = time.monotonic() + _LINES_S
     with live if console.is_terminal else contextlib.nullcontext():
         while time.monotonic() < end:
-            for child in children:
-                if child.poll() is not None:
-                    raise PyhubError(
-                        f"a part of the demo ended with {child.returncode} (pid {child.pid}); its "
-                        "message is above.\n  Look at the machine with: pyhub doctor"
-                    )
+            for part in parts:
+                part.check()
             dashboard.update()
             if console.is_terminal:
                 live.update(dashboard.renderable(console.width, console.height), refresh=True)
@@ -104,15 +124,44 @@ def _save(dashboard: Dashboard, path: str) -> None:
 
 
 @contextlib.contextmanager
-def _process(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def _process(name: str, *arguments: str) -> Iterator[_Part]:
     """Run a pyhub command beside this one; ended, as by Ctrl-C, when the context is left."""
-    with subprocess.Popen([sys.executable, "-m", "pyhub", *arguments]) as child:
-        try:
-            yield child
-        finally:
-            # A terminal's Ctrl-C reached it too; asking twice does no harm.
-            child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(10.0)
-            except subprocess.TimeoutExpired:
-                child.kill()
+    with contextlib.ExitStack() as stack:
+        messages = stack.enter_context(tempfile.TemporaryFile())
+        with _interrupted_later():
+            child = subprocess.Popen(
+                [sys.executable, "-m", "pyhub", name, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=messages,  # the screen is for the table
+                stderr=messages,
+            )
+            stack.callback(_end, child)
+        yield _Part(name, child, messages)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    # A terminal's Ctrl-C reached it too; asking twice does no harm.
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.wait(10.0)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+@contextlib.contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Let Ctrl-C wait: in the midst of a fork it would leave a child that nobody knows."""
+    caught: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.default_int_handler
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if caught:
+        raise KeyboardInterrupt

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from pyhub.cli.options import example
+from pyhub.cli.options import Number, example
 from pyhub.hub.message_hub import MessageHub
 from pyhub.sinks.stages import publish_progress
 
 
 @click.command("follow", epilog=example("pyhub follow cam1", "pyhub info cam1.follow"))
 @click.argument("channel")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0), metavar="S",
+@click.option("--timeout", "timeout_s", type=Number(0), metavar="S",
               help="How long to wait for the channel.  [default: for ever]")  # fmt: skip
 def command(channel: str, timeout_s: float | None) -> None:
     """Follow the newest frame of CHANNEL; publish rate and latency as CHANNEL.follow.

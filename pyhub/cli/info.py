@@ -12,7 +12,7 @@ from rich.table import Table
 from pyhub.cli.ls import as_dict, known_readers
 from pyhub.cli.options import example
 from pyhub.cli.outcome import ExitCode
-from pyhub.cli.tap import to_json
+from pyhub.cli.tap import spelled, to_json
 from pyhub.monitor.survey import survey
 
 
@@ -32,8 +32,9 @@ def command(ctx: click.Context, channel: str, as_json: bool) -> None:
             if name in ("timestamp", "created") and isinstance(value, float) and value:
                 value = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
             table.add_row(name, str(value))
-        for name, value in (state.flex or {}).items():
-            table.add_row(f"flex.{name}", str(value))
-        Console(soft_wrap=True).print(table)
+        for name, value in spelled(state.flex or {}).items():
+            table.add_row(f"flex.{name}", value)
+        # What a producer writes is text, and no markup of ours.
+        Console(soft_wrap=True, markup=False, emoji=False).print(table)
     if state.state == "unreadable":
         ctx.exit(ExitCode.FAILED)

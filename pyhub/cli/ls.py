@@ -31,17 +31,22 @@ def command(as_json: bool) -> None:
     if not states:
         click.echo("no channels; start one with: pyhub sim", err=True)
         return
-    table = Table(box=box.SIMPLE_HEAD)
+    # What others wrote is text, and no markup of ours.
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000  # a pipe has no edge to fold at
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("channel", "state", "dtype", "shape", "slots"):
-        table.add_column(column, no_wrap=True)
+        is_long = column == "dtype" and console.is_terminal  # records; pyhub info has all of it
+        table.add_column(column, no_wrap=True, max_width=12 if is_long else None)
     for column in ("rate/Hz", "MB/s", "readers", "age/s", "pid"):
         table.add_column(column, justify="right", no_wrap=True)
     for state in states:
         table.add_row(*_row(state, readers))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a pipe has no edge to fold at
     console.print(table)
+    for state in states:
+        if state.problem:
+            console.print(f"{state.name}: {state.problem}", soft_wrap=True)
 
 
 def known_readers() -> dict[str, int] | None:
@@ -69,7 +74,7 @@ def as_dict(state: ChannelState, readers: dict[str, int] | None) -> dict[str, ob
 def _row(state: ChannelState, readers: dict[str, int] | None) -> list[str]:
     header = state.header
     if header is None:
-        return [state.name, state.state, state.problem.splitlines()[0]]
+        return [state.name, state.state]
     return [
         state.name,
         state.state,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -11,7 +12,20 @@ import numpy as np
 from pyhub.errors import LayoutError
 from pyhub.layout import FrameLayout
 
-__all__ = ["dtype", "example", "format_shape", "shape"]
+__all__ = ["Number", "dtype", "example", "format_shape", "shape"]
+
+
+class Number(click.FloatRange):
+    """A number within bounds. NaN, which no bound holds back, and infinity are none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return `value` as a float."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number to count with.", param, ctx)
+        return number
 
 
 def shape(value: str | tuple[int, ...]) -> tuple[int, ...]:

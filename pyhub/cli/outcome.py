@@ -44,9 +44,11 @@ class Commands(click.Group):
         return list(self.commands)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run; SIGTERM is taken as Ctrl-C, so that both end cleanly."""
+        """Run; SIGTERM and a terminal that closes are taken as Ctrl-C: all end cleanly."""
         logging.basicConfig(level=logging.WARNING, format="pyhub: %(message)s")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else: nohup, which is to hold
+            signal.signal(signal.SIGHUP, signal.default_int_handler)
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:

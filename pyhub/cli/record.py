@@ -6,11 +6,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from pyhub.cli.options import example
+from pyhub.cli.options import Number, example
 from pyhub.cli.outcome import ExitCode
 from pyhub.hub.message_hub import MessageHub
 from pyhub.sinks.nexus import COMPRESSIONS
-from pyhub.sinks.recorder import record
+from pyhub.sinks.recorder import check_target, record
 
 
 @click.command("record", epilog=example("pyhub record cam1 scan0042.h5 --frames 1000"))
@@ -19,7 +19,7 @@ from pyhub.sinks.recorder import record
 @click.option("--frames", type=click.IntRange(1), help="End after so many.  [default: go on]")
 @click.option("--compression", type=click.Choice(COMPRESSIONS), default="gzip", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0), metavar="S",
+@click.option("--timeout", "timeout_s", type=Number(0), metavar="S",
               help="How long to wait for the channel.  [default: for ever]")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.pass_context
@@ -39,6 +39,7 @@ def command(
     that were missed are marked. Waits for the channel. Ctrl-C ends the
     recording and finishes the file. While it is written it is FILE.partial.
     """
+    check_target(file, compression=compression, overwrite=overwrite)
     with (
         MessageHub() as hub,
         hub.find_datablock_consumer(channel, timeout_s=timeout_s) as consumer,

@@ -10,12 +10,12 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pyhub.cli.options import example, format_shape
+from pyhub.cli.options import Number, example, format_shape
 from pyhub.codec import encode
 from pyhub.errors import WaitTimeout
 from pyhub.hub.message_hub import MessageHub
 from pyhub.sources.hdf5 import FrameFile
-from pyhub.sources.replay import replay
+from pyhub.sources.replay import parameters_of, replay
 
 
 @click.command(
@@ -28,7 +28,7 @@ from pyhub.sources.replay import replay
 @click.argument("file", type=click.Path())
 @click.option("--dataset", help="Of the frames.  [default: the file's default plot]")
 @click.option("--name", default="replay", show_default=True, help="Name of the channel.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="HZ",
+@click.option("--rate", type=Number(min=0, min_open=True), metavar="HZ",
               help="Frames a second.  [default: as fast as it goes]")  # fmt: skip
 @click.option("--loop", is_flag=True, help="Begin again at the end, until Ctrl-C.")
 @click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="First frame.")
@@ -36,7 +36,7 @@ from pyhub.sources.replay import replay
 @click.option("--slots", type=click.IntRange(1), help="Of the ring.  [default: all, up to 256 MiB]")
 @click.option("--wait-for-readers", type=click.IntRange(0), default=0, metavar="N",
               help="Wait until N programs read the channel.")  # fmt: skip
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0), metavar="S",
+@click.option("--timeout", "timeout_s", type=Number(0), metavar="S",
               help="How long to wait for them.  [default: for ever]")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
@@ -65,13 +65,11 @@ def command(
                 param_hint="--start",
             )
         n_frames = stop - start
-        largest = max(len(encode(source.parameters(i))) for i in {start, stop - 1})
         with hub.create_datablock_producer(
             name,
             dtype=source.dtype,
             shape=source.frame_shape,
-            # A parameter may take a little more room in another frame.
-            flexible_zone_size=max(4096, 2 * largest),
+            flexible_zone_size=_flex_bytes_for(source, start, stop),
             slots=slots or _slots_for(n_frames, source.dtype.itemsize * prod(source.frame_shape)),
         ) as producer:
             label = f"{name}: {source.dtype} {format_shape(source.frame_shape)}"
@@ -93,6 +91,13 @@ def command(
                     on_frame=lambda _: progress.advance(task),
                 )  # fmt: skip
     click.echo(f"published {n_published} frames of {label}", err=True)
+
+
+def _flex_bytes_for(source: FrameFile, start: int, stop: int) -> int:
+    """Room for the parameters of every frame, whose sizes may differ: texts, values that lack."""
+    step = max(1, (stop - start) // 10_000)  # to look at millions of them would take a minute
+    largest = max(len(encode(parameters_of(source, i))) for i in range(start, stop, step))
+    return max(4096, 2 * largest)
 
 
 def _slots_for(n_frames: int, frame_bytes: int) -> int:

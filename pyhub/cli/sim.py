@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from pyhub.cli import options
-from pyhub.cli.options import example, format_shape
+from pyhub.cli.options import Number, example, format_shape
 from pyhub.hub.message_hub import MessageHub
 from pyhub.sources.detector import SimulatedDetector
 from pyhub.sources.simulation import simulate
@@ -34,12 +34,12 @@ from pyhub.sources.simulation import simulate
     help="Of a pixel.",
 )
 @click.option(
-    "--rate", type=click.FloatRange(min=0, min_open=True), default=100.0, show_default=True,
+    "--rate", type=Number(min=0, min_open=True), default=100.0, show_default=True,
     metavar="HZ", help="Frames a second.",
 )  # fmt: skip
 @click.option("--slots", type=click.IntRange(1), default=16, show_default=True, help="Of the ring.")
 @click.option("--frames", type=click.IntRange(1), help="End after so many.  [default: go on]")
-@click.option("--seconds", type=click.FloatRange(0), help="End after so long.  [default: go on]")
+@click.option("--seconds", type=Number(0), help="End after so long.  [default: go on]")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the noise.")
 def command(
     name: str,
@@ -59,12 +59,13 @@ def command(
     """
     if len(shape) != 2:
         raise click.BadParameter("a detector has rows and columns", param_hint="--shape")
-    detector = SimulatedDetector((shape[0], shape[1]), dtype, seed=seed, exposure_s=1 / rate)
     end = float("inf") if seconds is None else time.monotonic() + seconds
     with (
         MessageHub() as hub,
         hub.create_datablock_producer(name, dtype=dtype, shape=shape, slots=slots) as producer,
     ):
+        # Not before: of frames that are too large, the channel says so at once.
+        detector = SimulatedDetector((shape[0], shape[1]), dtype, seed=seed, exposure_s=1 / rate)
         click.echo(f"publishing {name}: {dtype} {format_shape(shape)} at {rate:g} Hz", err=True)
         simulate(
             detector,

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from pyhub.cli.options import example, format_shape
+from pyhub.cli.options import Number, example, format_shape
 from pyhub.datablock import Frame
 from pyhub.hub.message_hub import MessageHub
 
@@ -20,7 +20,7 @@ from pyhub.hub.message_hub import MessageHub
 @click.argument("channel")
 @click.option("--frames", type=click.IntRange(1), help="End after so many.  [default: go on]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0), metavar="S",
+@click.option("--timeout", "timeout_s", type=Number(0), metavar="S",
               help="Longest wait for channel or frame.  [default: for ever]")  # fmt: skip
 def command(channel: str, frames: int | None, as_json: bool, timeout_s: float | None) -> None:
     """Print each frame of CHANNEL as it comes: its numbers and its parameters.
@@ -48,11 +48,12 @@ def summary(frame: Frame) -> dict[str, Any]:
         "n_lost": frame.n_lost,
     }
     if frame.data.size and frame.data.dtype.kind in "biuf":
-        facts |= {
-            "min": frame.data.min(),
-            "max": frame.data.max(),
-            "mean": float(frame.data.mean(dtype=np.float64)),
-        }
+        with np.errstate(all="ignore"):  # of NaN and infinities the numbers speak
+            facts |= {
+                "min": frame.data.min().item(),
+                "max": frame.data.max().item(),
+                "mean": float(frame.data.mean(dtype=np.float64)),
+            }
     return facts | {"flex": frame.flex}
 
 
@@ -62,15 +63,27 @@ def _line(frame: Frame, facts: dict[str, Any]) -> str:
     if "mean" in facts:
         numbers += f"  min {facts['min']:g} mean {facts['mean']:.4g} max {facts['max']:g}"
     lost = f"  LOST {frame.n_lost}" if frame.n_lost else ""
-    flex = "  ".join(f"{name}={_short(value)}" for name, value in frame.flex.items())
+    flex = "  ".join(f"{name}={value}" for name, value in spelled(frame.flex, 40).items())
     return f"{when}  {frame.frame_id:>7}{lost}  {numbers}  {flex}"
 
 
-def _short(value: Any) -> str:
+def spelled(flex: dict[str, Any], max_length: int | None = None) -> dict[str, str]:
+    """Return parameters as texts, with the units that ``flex["units"]`` gives for some."""
+    units = flex.get("units")
+    known = units if isinstance(units, dict) else {}
+    return {
+        name: _short(value, max_length) + (f" {known[name]}" if name in known else "")
+        for name, value in flex.items()
+        if name != "units" or not known
+    }
+
+
+def _short(value: Any, max_length: int | None) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = str(value).replace("\n", " ")
-    return text if len(text) <= 40 else text[:37] + "..."
+    # Line feeds, and what a terminal would take for a command.
+    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    return text if max_length is None or len(text) <= max_length else text[: max_length - 3] + "..."
 
 
 def to_json(value: Any) -> Any:
@@ -79,6 +92,8 @@ def to_json(value: Any) -> Any:
         return {name: to_json(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(inner) for inner in value]
+    if isinstance(value, (np.longdouble, np.clongdouble)):  # their tolist() gives themselves
+        value = float(value) if isinstance(value, np.longdouble) else complex(value)
     if isinstance(value, (np.ndarray, np.generic)):
         return to_json(value.tolist())
     if isinstance(value, bytes):

@@ -45,7 +45,9 @@ class Broker:
         self._host = socket.gethostname()
         self._registry = Registry(secrets.token_hex(8), runtime.endpoint_of)
         self._lease_file = str(lease_path())
-        self._alone_since = time.monotonic()
+        self._now = 0.0  # s that this process ran: see `_go_on`
+        self._looked_at = time.monotonic()
+        self._alone_since = 0.0
         self._is_stopped = False
 
     @property
@@ -57,9 +59,13 @@ class Broker:
         """End `run` within a tick; may be called from a signal handler."""
         self._is_stopped = True
 
-    def run(self) -> bool:
-        """Serve; returns False at once if another broker serves this directory."""
-        with self._runtime.lock("broker.lock", 0.0) as is_only_one:
+    def run(self, patience_s: float = 0.0) -> bool:
+        """Serve; returns False if another broker serves this directory.
+
+        It is given `patience_s` to end: one that is just leaving tells
+        nobody where it is any more, but has the directory for a moment yet.
+        """
+        with self._runtime.lock("broker.lock", patience_s) as is_only_one:
             if not is_only_one:
                 return False
             with zmq.Context() as context:
@@ -73,15 +79,7 @@ class Broker:
         with context.socket(zmq.REP) as doorman, context.socket(zmq.ROUTER) as router:
             doorman.linger = 0
             doorman.bind(zap.ZAP_ENDPOINT)
-            router.linger = 0
-            router.curve_server = True
-            router.curve_secretkey = keys.secret.encode()
-            router.zap_domain = zap.ZAP_DOMAIN
-            # Without this, an unknown key is let in whenever nobody answers.
-            router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-            router.maxmsgsize = protocol.MAX_MESSAGE_BYTES
-            router.handshake_ivl = 5000
-            router.router_handover = True  # a program that reconnects is the same one
+            secure(router, keys.secret)
             router.bind(self._runtime.broker_endpoint)
             self._announce(keys.public)
             try:
@@ -107,42 +105,52 @@ class Broker:
         poller = zmq.Poller()
         poller.register(doorman, zmq.POLLIN)
         poller.register(router, zmq.POLLIN)
-        next_tick = time.monotonic() + _TICK_S
+        next_tick = _TICK_S
         while not self._is_stopped and not self._was_left_alone():
-            wait_s = max(next_tick - time.monotonic(), 0.0)
+            wait_s = max(next_tick - self._now, 0.0)
             ready = dict(poller.poll(int(wait_s * 1000) + 1))
+            self._go_on()
             if doorman in ready:
                 doorman.send_multipart(zap.decide(doorman.recv_multipart(), allowed))
             if router in ready:
                 self._answer(router)
-            if time.monotonic() >= next_tick:
-                next_tick = time.monotonic() + _TICK_S
-                self._forget_sockets(
-                    self._registry.expire(time.monotonic(), _SILENCE_S, self._is_alive)
-                )
+            if self._now >= next_tick:
+                next_tick = self._now + _TICK_S
+                self._forget_sockets(self._registry.expire(self._now, _SILENCE_S, self._is_alive))
+
+    def _go_on(self) -> None:
+        """Let time pass, but not more than a wait may take.
+
+        What passes beyond, while this process was stopped or starved, is not
+        the silence of programs: they spoke, and were not heard.
+        """
+        looked_at, self._looked_at = self._looked_at, time.monotonic()
+        self._now += min(self._looked_at - looked_at, 2 * _TICK_S)
 
     def _answer(self, router: zmq.Socket[bytes]) -> None:
         peer, *frames = router.recv_multipart()
-        now = time.monotonic()
         request_id = 0
         body: protocol.ReplyBody
         try:
             (frame,) = frames
             request = protocol.decode_request(frame)
             request_id = request.id
-            body = self._registry.answer(peer, request.body, now)
+            body = self._registry.answer(peer, request.body, self._now)
         except ValueError as error:
-            _log.warning("refused a message of program %s: %s", peer.hex(), error)
-            body = protocol.Refused("bad_message", str(error)[:200])
+            reason = str(error)[:200]
+            _log.warning("refused a message of program %s: %s", peer.hex(), reason)
+            body = protocol.Refused("bad_message", reason)
         reply = protocol.encode(protocol.Reply(request_id, body))
+        if len(reply) > protocol.MAX_REPLY_BYTES:
+            too_long = protocol.Refused("too_many", f"the answer takes {len(reply)} bytes")
+            reply = protocol.encode(protocol.Reply(request_id, too_long))
         with contextlib.suppress(zmq.Again):  # it does not read; it will ask again
             router.send_multipart([peer, reply], zmq.NOBLOCK)
 
     def _was_left_alone(self) -> bool:
-        now = time.monotonic()
         if self._registry.programs:
-            self._alone_since = now
-        return self._linger_s is not None and now - self._alone_since >= self._linger_s
+            self._alone_since = self._now
+        return self._linger_s is not None and self._now - self._alone_since >= self._linger_s
 
     def _is_alive(self, hello: protocol.Hello) -> bool:
         # Another host's lock file, or another directory's, is not ours to ask;
@@ -155,3 +163,16 @@ class Broker:
         for name in names:
             _log.info("channel %r: its producer's program is gone", name)
             Path(self._runtime.endpoint_of(name).removeprefix("ipc://")).unlink(missing_ok=True)
+
+
+def secure(router: zmq.Socket[bytes], secret_key: str) -> None:
+    """Set `router` up for programs whose key the ZAP handler allows, and nobody else."""
+    router.linger = 0
+    router.curve_server = True
+    router.curve_secretkey = secret_key.encode()
+    router.zap_domain = zap.ZAP_DOMAIN
+    # Without this, an unknown key is let in whenever nobody answers.
+    router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    router.maxmsgsize = protocol.MAX_MESSAGE_BYTES
+    router.handshake_ivl = 5000
+    router.router_handover = True  # a program that reconnects is the same one

@@ -21,7 +21,7 @@ from pyhub.errors import BrokerRefused, BrokerUnreachable, ChannelClosed, Forked
 from pyhub.hub import protocol
 from pyhub.hub.keys import load_or_create_keys
 from pyhub.hub.protocol import ReplyBody, RequestBody
-from pyhub.hub.runtime import BrokerConfig, RuntimeDirectory
+from pyhub.hub.runtime import BrokerConfig, BrokerFile, RuntimeDirectory
 from pyhub.names import lease_path
 
 __all__ = ["Connection"]
@@ -33,7 +33,8 @@ R = TypeVar("R")
 # One request waits this long for its reply before it is sent once more, to the
 # broker that is there then.
 _PATIENCE_S = 1.0
-# A request that waits looks this often whether the connection was closed.
+# A request that waits looks this often whether the broker died, or the connection
+# was closed.
 _SLICE_S = 0.1
 
 
@@ -76,6 +77,7 @@ class Connection:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
+        self._broker: BrokerFile | None = None  # at the other end of it
         try:
             self.ask(protocol.Ping(), protocol.Welcome)
         except BaseException:
@@ -120,10 +122,11 @@ class Connection:
         if self._is_closed:
             raise ChannelClosed("this hub was shut down.\n  Make a new MessageHub.")
 
-    def close(self) -> None:
+    def close(self, wait: bool = True) -> None:
         """Say goodbye. In a fork's child: only forget, the line is the parent's.
 
-        All sockets of `context` must have been closed.
+        The end of it waits until all sockets of `context` are closed; with
+        `wait`, the caller does so too.
         """
         if self._pid != os.getpid():
             return
@@ -131,7 +134,7 @@ class Connection:
         self._wake.put(None)
         # Not to be waited for by itself, nor by a signal handler that
         # interrupted a request: that one has to end first.
-        if threading.get_ident() not in (self._heart.ident, self._asking):
+        if wait and threading.get_ident() not in (self._heart.ident, self._asking):
             self._heart.join(self._config.timeout_s)
 
     # --- Asking ---
@@ -173,8 +176,8 @@ class Connection:
 
     def _request(self, body: RequestBody, deadline: float) -> ReplyBody | None:
         """Send once; None if nobody answers for as long as one try may take."""
-        line = self._socket
-        if line is None:
+        line, broker = self._socket, self._broker
+        if line is None or broker is None:
             return None
         self._next_id += 1
         until = min(deadline, time.monotonic() + _PATIENCE_S)
@@ -184,6 +187,8 @@ class Connection:
             return None
         while not self._is_closed and (left_s := until - time.monotonic()) > 0:
             if not line.poll(int(min(left_s, _SLICE_S) * 1000) + 1):
+                if not broker.is_alive():
+                    return None
                 continue
             try:
                 reply = protocol.decode_reply(line.recv())
@@ -229,7 +234,7 @@ class Connection:
         broker = self._runtime.find_broker(self._config, deadline)
         keys = load_or_create_keys(self._runtime.key_path("client"))
         self._disconnect()
-        line: zmq.Socket[bytes] = self.context.socket(zmq.DEALER)
+        line = self._socket = self.context.socket(zmq.DEALER)
         line.linger = 0
         line.identity = self._identity
         line.curve_serverkey = broker.public_key.encode()
@@ -237,7 +242,7 @@ class Connection:
         line.curve_secretkey = keys.secret.encode()
         line.maxmsgsize = protocol.MAX_REPLY_BYTES
         line.connect(broker.endpoint)
-        self._socket = line
+        self._broker = broker
 
     def _disconnect(self, linger_ms: int = 0) -> None:
         if self._socket is not None:
@@ -245,11 +250,14 @@ class Connection:
             self._socket = None
 
     def _unreachable(self) -> BrokerUnreachable:
+        broker = self._runtime.read_broker()
         return BrokerUnreachable(
             f"the broker in {self._runtime.path} did not answer within "
             f"{self._config.timeout_s:g} s.\n"
-            f"  See {self._runtime.log_path}; if it is stuck, end it: the next program starts "
-            "another one.\n  Frames in shared memory flow on without it."
+            f"  See {self._runtime.log_path}; if it is stuck, end it"
+            + (f" (kill -9 {broker.pid})" if broker is not None else "")
+            + ": the next program starts another one.\n"
+            "  Frames in shared memory flow on without it."
         )
 
     # --- Heartbeat ---

@@ -7,6 +7,9 @@ import os
 import signal
 import sys
 
+# Whoever had the directory before may still be leaving it.
+_PATIENCE_S = 5.0
+
 
 def main() -> None:
     """Run a broker in the background of whoever started it."""
@@ -24,7 +27,7 @@ def main() -> None:
     broker = Broker(RuntimeDirectory(directory), float(linger_s))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: broker.stop())
-    broker.run()
+    broker.run(_PATIENCE_S)
 
 
 if __name__ == "__main__":

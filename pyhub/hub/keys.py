@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +49,7 @@ def load_or_create_keys(path: Path) -> KeyPair:
 
 def _create_keys(path: Path) -> None:
     public, secret = zmq.curve_keypair()
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     # O_EXCL and 0600 from the start: whatever the umask says, nobody else can
     # read it for a moment.
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -63,15 +64,15 @@ def _create_keys(path: Path) -> None:
 
 def _load_keys(path: Path) -> KeyPair:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        # NONBLOCK: a pipe of that name shall not keep us waiting for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise AccessDenied(
-            f"the key file {path} cannot be read: {error.strerror}.\n"
-            "  It must be a plain file of your own; remove it to have new keys made."
-        ) from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+        raise _no_plain_file(path, str(error.strerror)) from error
+    try:
+        status = os.fstat(descriptor)
         mode = stat.S_IMODE(status.st_mode)
+        if not stat.S_ISREG(status.st_mode):
+            raise _no_plain_file(path, "it is no file")
         if status.st_uid != os.geteuid() or mode & 0o077:
             raise AccessDenied(
                 f"the key file {path} has mode {mode:04o} and owner {status.st_uid}; its secret "
@@ -79,7 +80,9 @@ def _load_keys(path: Path) -> KeyPair:
                 f"  It must be yours alone: chmod 600 {path}; if others could have read it, "
                 "remove it and\n  stop the broker, and new keys are made."
             )
-        content = file.read(4096)
+        content = os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)
     try:
         keys = msgspec.json.decode(content, type=_KeyFile)
         if zmq.curve_public(keys.secret.encode()).decode() != keys.public:
@@ -90,3 +93,10 @@ def _load_keys(path: Path) -> KeyPair:
             "  Remove it and stop the broker; new keys are made."
         ) from error
     return KeyPair(keys.public, keys.secret)
+
+
+def _no_plain_file(path: Path, reason: str) -> AccessDenied:
+    return AccessDenied(
+        f"the key file {path} cannot be read: {reason}.\n"
+        "  It must be a plain file of your own; remove it to have new keys made."
+    )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
-import logging
 import socket
 import threading
 import time
@@ -26,8 +25,6 @@ from pyhub.names import check_name
 
 __all__ = ["MessageHub"]
 
-_log = logging.getLogger("pyhub.hub")
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -44,8 +41,32 @@ class _OnAnyHub(Generic[P, R]):
         self.__doc__ = method.__doc__
 
     def __get__(self, hub: MessageHub | None, kind: type[MessageHub]) -> Callable[P, R]:
-        bound: Callable[P, R] = self._method.__get__(kind.instance() if hub is None else hub, kind)
+        @functools.wraps(self._method)
+        def bound(*args: P.args, **kwargs: P.kwargs) -> R:
+            return self._method(kind.instance() if hub is None else hub, *args, **kwargs)
+
         return bound
+
+
+class _Holdings:
+    """What a hub's program has: what its brokers are told, and its sockets.
+
+    Apart from the hub, so that finalizers may hold it. No lock, as they run
+    at any moment, inside others' locked sections too: each change is one
+    operation on a dictionary or a set.
+    """
+
+    def __init__(self) -> None:
+        self.channels: dict[str, ChannelInfo] = {}  # segment id -> channel
+        self.readers: dict[int, tuple[str, str]] = {}  # reader -> name, segment id
+        self.sockets: set[NotificationPublisher | NotificationListener] = set()
+
+    def introduction(self) -> list[protocol.RequestBody]:
+        """Return what a broker that knows nothing of this program has to be told."""
+        return [
+            *(protocol.Register(channel) for channel in self.channels.copy().values()),
+            *(protocol.ReaderAttached(n, *what) for n, what in self.readers.copy().items()),
+        ]
 
 
 class MessageHub:
@@ -70,30 +91,26 @@ class MessageHub:
     """
 
     _default: MessageHub | None = None
+    _default_lock = threading.Lock()
 
     def __init__(self, config: BrokerConfig | None = None) -> None:
         self._producers: weakref.WeakSet[DataBlockProducer] = weakref.WeakSet()
         self._consumers: weakref.WeakSet[DataBlockConsumer] = weakref.WeakSet()
-        self._registered: dict[str, ChannelInfo] = {}
-        self._reading: dict[int, tuple[str, str]] = {}  # reader -> name, segment
+        self._holdings = _Holdings()
         self._reader_numbers = itertools.count()
-        self._lock = threading.Lock()
-        # Weak: a hub that nobody holds any more is to go, heartbeat and all.
-        again = weakref.WeakMethod(self._register_again)
-        self._connection = Connection(
-            config or BrokerConfig(), lambda: (method := again()) and method()
-        )
-        self._finalizer = weakref.finalize(self, self._connection.close)
+        self._connection = Connection(config or BrokerConfig(), self._holdings.introduction)
+        self._finalizer = weakref.finalize(self, _leave, self._connection, self._holdings)
 
     # --- Static form ---
 
     @classmethod
     def initialize(cls, config: BrokerConfig | None = None) -> bool:
         """Make the hub that calls on the class use; False if there is one already."""
-        if MessageHub._default is not None:
-            return False
-        MessageHub._default = cls(config)
-        return True
+        with MessageHub._default_lock:
+            if MessageHub._default is not None:
+                return False
+            MessageHub._default = cls(config)
+            return True
 
     @classmethod
     def instance(cls) -> MessageHub:
@@ -156,6 +173,7 @@ class MessageHub:
         Arguments and errors as for `DataBlockProducer.create`; also
         `BrokerRefused` if another host has a channel of that name.
         """
+        self._connection.check()
         producer = DataBlockProducer.create(
             name,
             structured_buffer_size,
@@ -182,20 +200,16 @@ class MessageHub:
             that there are.
         """
         endpoint = self._connection.ask(protocol.LookUp(check_name(name)), protocol.Found).endpoint
-        listener = NotificationListener(self._connection.context, endpoint, name)
-        consumer = DataBlockConsumer(name, waiter=listener)
-        reader = next(self._reader_numbers)
-        consumer._on_attach = lambda segment_id: self._reader_attached(reader, name, segment_id)
-        consumer._on_close = lambda: self._reader_detached(reader)
+        consumer = self._adopt_consumer(
+            name, NotificationListener(self._connection.context, endpoint, name)
+        )
         try:
             consumer.wait_for_producer(timeout_s)
         except BaseException as error:
             consumer.close()
             if isinstance(error, SegmentNotFound):
-                known = ", ".join(channel.name for channel in self.channels()) or "none"
-                raise SegmentNotFound(f"{error}\n  The broker knows: {known}.") from error
+                raise SegmentNotFound(f"{error}\n  {self._known_channels()}") from error
             raise
-        self._consumers.add(consumer)
         return consumer
 
     @_OnAnyHub
@@ -221,7 +235,7 @@ class MessageHub:
             time.sleep(0.02)  # until a reader tells the broker
         return True
 
-    # --- With the broker ---
+    # --- What the broker is told ---
 
     def _adopt_producer(self, producer: DataBlockProducer) -> DataBlockProducer:
         header = producer.header()
@@ -235,54 +249,94 @@ class MessageHub:
             host=socket.gethostname(),
             pid=header.owner_pid,
         )
+        connection, holdings = self._connection, self._holdings
+        # Before the broker hears of it: should that one die now, the next one
+        # is told as well.
+        holdings.channels[channel.segment_id] = channel
         try:
-            registered = self._connection.ask(protocol.Register(channel), protocol.Registered)
+            registered = connection.ask(protocol.Register(channel), protocol.Registered)
             publisher = NotificationPublisher(
-                self._connection.context, registered.endpoint, producer.name
+                connection.context, registered.endpoint, producer.name
             )
         except BaseException:
+            _forget_channel(connection, holdings, channel)
             producer.close()
             raise
-        with self._lock:
-            self._registered[channel.name] = channel
+        holdings.sockets.add(publisher)
         producer._notify = publisher
-        producer._on_close = lambda: self._producer_closed(channel, publisher)
+        end = weakref.finalize(producer, _end_producing, connection, holdings, channel, publisher)
+        # Also keeps the hub for as long as its channel.
+        producer._on_close = lambda: self._end(end)
         self._producers.add(producer)
         return producer
 
-    def _producer_closed(self, channel: ChannelInfo, publisher: NotificationPublisher) -> None:
-        publisher.close()
-        with self._lock:
-            self._registered.pop(channel.name, None)
-        self._tell(protocol.Unregister(channel.name, channel.segment_id))
+    def _adopt_consumer(self, name: str, listener: NotificationListener) -> DataBlockConsumer:
+        consumer = DataBlockConsumer(name, waiter=listener)
+        connection, holdings = self._connection, self._holdings
+        reader = next(self._reader_numbers)
+        holdings.sockets.add(listener)
+        end = weakref.finalize(consumer, _end_reading, connection, holdings, reader, listener)
 
-    def _reader_attached(self, reader: int, name: str, segment_id: str) -> None:
-        with self._lock:
-            was_reading = self._reading.get(reader)
-            self._reading[reader] = (name, segment_id)
-        if was_reading is not None:
-            self._tell(protocol.ReaderDetached(*was_reading))
-        self._tell(protocol.ReaderAttached(name, segment_id))
+        def tell_attached(segment_id: str) -> None:
+            holdings.readers[reader] = (name, segment_id)
+            connection.tell(protocol.ReaderAttached(reader, name, segment_id))
+            if not end.alive:  # another thread closed it meanwhile
+                _forget_reader(connection, holdings, reader)
 
-    def _reader_detached(self, reader: int) -> None:
-        with self._lock:
-            was_reading = self._reading.pop(reader, None)
-        if was_reading is not None:
-            self._tell(protocol.ReaderDetached(*was_reading))
+        consumer._on_attach = tell_attached
+        consumer._on_close = lambda: self._end(end)
+        self._consumers.add(consumer)
+        return consumer
 
-    def _tell(self, body: protocol.RequestBody) -> None:
-        """Say something that must not stop frames when there is no broker."""
-        if not self.is_closed:
-            with contextlib.suppress(BrokerUnreachable, BrokerRefused):
-                self._connection.ask(body, protocol.Done)
+    def _end(self, finalizer: weakref.finalize[..., Any]) -> None:
+        finalizer()
 
-    def _register_again(self) -> None:
-        """Tell a new broker of what this program has."""
-        with self._lock:
-            channels = list(self._registered.values())
-            readers = list(self._reading.values())
-        for channel in channels:
-            self._connection.ask(protocol.Register(channel), protocol.Registered)
-        for name, segment_id in readers:
-            self._connection.ask(protocol.ReaderAttached(name, segment_id), protocol.Done)
-        _log.info("registered %d channels again", len(channels))
+    def _known_channels(self) -> str:
+        try:
+            names = [channel.name for channel in self.channels()]
+        except (BrokerUnreachable, BrokerRefused) as error:
+            return f"Which there are, the broker does not say: {error}"
+        return f"The broker knows: {', '.join(names) or 'none'}."
+
+
+# The ends of things, which finalizers call: at `close`, when nobody holds the
+# thing any more, or at exit. They never wait for the broker.
+
+
+def _end_producing(
+    connection: Connection,
+    holdings: _Holdings,
+    channel: ChannelInfo,
+    publisher: NotificationPublisher,
+) -> None:
+    publisher.close()
+    holdings.sockets.discard(publisher)
+    _forget_channel(connection, holdings, channel)
+
+
+def _forget_channel(connection: Connection, holdings: _Holdings, channel: ChannelInfo) -> None:
+    holdings.channels.pop(channel.segment_id, None)
+    connection.tell(protocol.Unregister(channel.name, channel.segment_id))
+
+
+def _end_reading(
+    connection: Connection, holdings: _Holdings, reader: int, listener: NotificationListener
+) -> None:
+    listener.close()
+    if listener.is_closed:  # not yet, if a signal handler interrupted its wait
+        holdings.sockets.discard(listener)
+    _forget_reader(connection, holdings, reader)
+
+
+def _forget_reader(connection: Connection, holdings: _Holdings, reader: int) -> None:
+    holdings.readers.pop(reader, None)
+    connection.tell(protocol.ReaderDetached(reader))
+
+
+def _leave(connection: Connection, holdings: _Holdings) -> None:
+    # Those that the garbage collector found together with the hub: the
+    # context's end would wait for them for ever.
+    open_sockets = holdings.sockets.copy()
+    for open_socket in open_sockets:
+        open_socket.close()
+    connection.close(wait=all(open_socket.is_closed for open_socket in open_sockets))

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import zmq
 
 from pyhub._datablock import DataBlock
 from pyhub.datablock import Notification
 from pyhub.datablock.waiting import WordWaiter
+from pyhub.errors import ForkedHandle
 from pyhub.hub.protocol import decode_notification, encode_notification
 
 __all__ = ["NotificationListener", "NotificationPublisher", "NotificationSocket"]
@@ -26,25 +28,49 @@ Context = zmq.Context[zmq.Socket[bytes]]
 
 
 class NotificationPublisher:
-    """What a producer calls after each publish: sends one message."""
+    """What a producer calls after each publish: sends one message.
+
+    Any thread may call it and close it, a signal handler and a finalizer too.
+    """
 
     def __init__(self, context: Context, endpoint: str, topic: str) -> None:
         self._topic = topic.encode()
-        self._lock = threading.Lock()  # a producer's threads take turns
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # a producer's threads take turns
         self._socket = context.socket(zmq.PUB)
-        self._socket.linger = 100  # ms: the last notice of a producer that ends
-        self._socket.bind(endpoint)
+        try:
+            self._socket.linger = 100  # ms: the last notice of a producer that ends
+            # A subscription to more than a topic can be is no subscriber's: its
+            # end would overflow libzmq's stack (libzmq #4671).
+            self._socket.maxmsgsize = 1024
+            self._socket.bind(endpoint)
+        except BaseException:
+            self._socket.close()
+            raise
         self._file = Path(endpoint.removeprefix("ipc://"))
 
     def __call__(self, notification: Notification) -> None:
         """Tell subscribers of a publish. Never waits: who is slow loses hints."""
         payload = encode_notification(notification)
         with self._lock:
-            if not self._socket.closed:
+            if self._socket.closed:
+                return
+            try:
                 self._socket.send_multipart((self._topic, payload), zmq.NOBLOCK)
+            except zmq.ZMQError:
+                # A signal handler may have closed it just now.
+                if not self._socket.closed:
+                    raise
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its socket was let go."""
+        return self._socket.closed
 
     def close(self) -> None:
-        """Let the endpoint go."""
+        """Let the endpoint go; in a fork's child it is the parent's."""
+        if self._pid != os.getpid():
+            return
         with self._lock:
             if not self._socket.closed:
                 self._socket.close()
@@ -71,16 +97,29 @@ class NotificationSocket(zmq.Socket[bytes]):
 
 
 class NotificationListener:
-    """Wakes a consumer when its channel's producer says so."""
+    """Wakes a consumer when its channel's producer says so.
+
+    One thread waits; any other may close it, and so may a signal handler that
+    interrupted the wait.
+    """
 
     def __init__(self, context: Context, endpoint: str, topic: str) -> None:
+        self._pid = os.getpid()
+        # ZeroMQ's sockets may not be closed while another thread is in them.
+        self._lock = threading.RLock()
+        self._is_waiting = False
+        self._is_closed = False
         self._socket = NotificationSocket(context, zmq.SUB)
-        self._socket.linger = 0
-        self._socket.rcvhwm = 1000
-        self._socket.reconnect_ivl = 20  # ms: a producer that restarts
-        self._socket.reconnect_ivl_max = 500
-        self._socket.subscribe(topic.encode())
-        self._socket.connect(endpoint)
+        try:
+            self._socket.linger = 0
+            self._socket.rcvhwm = 1000
+            self._socket.reconnect_ivl = 20  # ms: a producer that restarts
+            self._socket.reconnect_ivl_max = 500
+            self._socket.subscribe(topic.encode())
+            self._socket.connect(endpoint)
+        except BaseException:
+            self._socket.close()
+            raise
         # Subscribing takes a moment, and a producer without a hub never
         # speaks: until it was heard, the commit word is watched instead.
         self._heard: DataBlock | None = None
@@ -88,43 +127,86 @@ class NotificationListener:
 
     def wait(self, block: DataBlock, seen: int, timeout_s: float) -> None:
         """Sleep until a notification comes, at most `timeout_s`."""
-        if self._drain(block) or block.commit != seen:
-            return
-        if self._heard is not block:
-            self._word.wait(block, seen, timeout_s)
-        elif timeout_s > 0:
-            self._socket.poll(int(timeout_s * 1000) + 1)
+        with self._using():
+            if self._is_closed or self._drain(block) or block.commit != seen:
+                return
+            if self._heard is block:
+                if timeout_s > 0:
+                    self._socket.poll(int(timeout_s * 1000) + 1)
+                return
+        self._word.wait(block, seen, timeout_s)
 
     async def wait_async(self, block: DataBlock, seen: int, timeout_s: float) -> None:
         """Do the same without holding up the event loop."""
-        if self._drain(block) or block.commit != seen:
-            return
+        with self._using():
+            if self._is_closed or self._drain(block) or block.commit != seen:
+                return
+            descriptor = self._socket.fileno()
         if self._heard is not block:
             await self._word.wait_async(block, seen, timeout_s)
             return
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
-        loop.add_reader(self._socket.fileno(), woken.set)
+        loop.add_reader(descriptor, woken.set)
         try:
             # ZeroMQ's descriptor tells of changes only: look once more.
-            if not self._drain(block):
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), timeout_s)
+            with self._using():
+                if self._is_closed or self._drain(block):
+                    return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(woken.wait(), timeout_s)
         finally:
-            loop.remove_reader(self._socket.fileno())
+            loop.remove_reader(descriptor)
 
     def fileno(self) -> int:
         """Return ZeroMQ's descriptor: readable when something changed."""
+        self._check()
         return self._socket.fileno()
 
     @property
-    def socket(self) -> Any:
+    def socket(self) -> NotificationSocket:
         """The SUB socket."""
+        self._check()
         return self._socket
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether its socket was let go."""
+        return self._socket.closed
+
     def close(self) -> None:
-        """Unsubscribe."""
-        self._socket.close()
+        """Unsubscribe; in a fork's child it is the parent's."""
+        if self._pid != os.getpid():
+            return
+        self._is_closed = True
+        with self._lock:
+            if not self._is_waiting:  # else this interrupts the wait, which closes it
+                self._socket.close()
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[None]:
+        self._check()
+        with self._lock:
+            self._is_waiting = True
+            try:
+                yield
+            except zmq.ContextTerminated:
+                # A signal handler closed this and its hub: who reads finds out.
+                if not self._is_closed:
+                    raise
+            finally:
+                self._is_waiting = False
+                if self._is_closed:
+                    self._socket.close()
+
+    def _check(self) -> None:
+        # A fork's child would take the parent's wake-ups off the descriptor.
+        if self._pid != os.getpid():
+            raise ForkedHandle(
+                "this consumer was made before a fork, and is used in the child.\n"
+                "  Find it again with a MessageHub of the child's own, or start processes with "
+                "the spawn method."
+            )
 
     def _drain(self, block: DataBlock) -> bool:
         """Take all notices off the socket; whether there was one."""

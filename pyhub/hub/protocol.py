@@ -26,6 +26,7 @@ __all__ = [
     "Found",
     "Goodbye",
     "Hello",
+    "Lease",
     "ListChannels",
     "LookUp",
     "Ping",
@@ -52,8 +53,8 @@ MAX_MESSAGE_BYTES = 64 * 1024
 MAX_REPLY_BYTES = 16 * MAX_MESSAGE_BYTES  # a list of some thousand channels
 
 _Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=255)]
-# A lease is asked of the kernel as an unsigned number.
-Lease: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+# A lease is an offset in a file: anything else, the kernel cannot be asked about.
+Lease: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class ChannelInfo(msgspec.Struct, frozen=True):

@@ -30,7 +30,8 @@ class Program:
     hello: protocol.Hello
     last_heard: float
     channels: dict[str, ChannelInfo] = field(default_factory=dict)
-    readers: Counter[tuple[str, str]] = field(default_factory=Counter)  # name, segment id
+    # its number for a reader -> name and segment id of what that one reads
+    readers: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 
 class Registry:
@@ -54,29 +55,28 @@ class Registry:
         self._heartbeat_s = heartbeat_s
         self.programs: dict[bytes, Program] = {}
         self.channels: dict[str, bytes] = {}  # name -> who has it
+        self._n_readers: Counter[tuple[str, str]] = Counter()  # of a name and segment id
 
     def answer(self, peer: bytes, body: RequestBody, now: float) -> ReplyBody:
         """Return the reply to what `peer` sent at `now` (monotonic, s)."""
         if isinstance(body, protocol.Hello):
             return self._hello(peer, body, now)
         program = self.programs.get(peer)
-        if isinstance(body, protocol.Ping):
-            if program is not None:
-                program.last_heard = now
-            return self._welcome()
         if program is None:
             return Refused("no_hello", "say hello first; the broker may have been restarted")
         program.last_heard = now
         try:
             return self._act(peer, program, body)
         except InvalidName as error:
-            return Refused("bad_message", str(error))
+            return Refused("bad_message", str(error)[:200])
 
     def forget(self, peer: bytes) -> list[str]:
         """Drop a program and what it had; the names of its channels."""
         program = self.programs.pop(peer, None)
         if program is None:
             return []
+        for reader in list(program.readers):
+            self._detach(program, reader)
         names = [name for name in program.channels if self.channels.get(name) == peer]
         for name in names:
             del self.channels[name]
@@ -108,6 +108,8 @@ class Registry:
         return protocol.Welcome(protocol.PROTOCOL, self.epoch, self._heartbeat_s)
 
     def _act(self, peer: bytes, program: Program, body: RequestBody) -> ReplyBody:
+        if isinstance(body, protocol.Ping):
+            return self._welcome()
         if isinstance(body, protocol.Register):
             return self._register(peer, program, body.channel)
         if isinstance(body, protocol.Unregister):
@@ -121,12 +123,14 @@ class Registry:
                 self._endpoint_of(check_name(body.name)), self._channel(body.name)
             )
         elif isinstance(body, protocol.ReaderAttached):
+            key = (check_name(body.name), body.segment_id)
+            self._detach(program, body.reader)
             if len(program.readers) >= MAX_CHANNELS_PER_PROGRAM:
                 return Refused("too_many", f"more than {MAX_CHANNELS_PER_PROGRAM} readers")
-            program.readers[check_name(body.name), body.segment_id] += 1
+            program.readers[body.reader] = key
+            self._n_readers[key] += 1
         elif isinstance(body, protocol.ReaderDetached):
-            key = (body.name, body.segment_id)
-            program.readers -= Counter([key])  # drops what falls to nothing
+            self._detach(program, body.reader)
         elif isinstance(body, protocol.ListChannels):
             return protocol.Channels(
                 [info for name in sorted(self.channels) if (info := self._channel(name))]
@@ -145,7 +149,8 @@ class Registry:
                 f"channel {channel.name!r} belongs to pid {holder.hello.pid} "
                 f"on {holder.hello.host}",
             )
-        if len(program.channels) >= MAX_CHANNELS_PER_PROGRAM:
+        is_more = channel.name not in program.channels
+        if is_more and len(program.channels) >= MAX_CHANNELS_PER_PROGRAM:
             return Refused("too_many", f"more than {MAX_CHANNELS_PER_PROGRAM} channels")
         program.channels[channel.name] = channel
         self.channels[channel.name] = peer
@@ -156,9 +161,14 @@ class Registry:
         if holder is None:
             return None
         channel = holder.channels[name]
-        key = (name, channel.segment_id)
-        n_readers = sum(program.readers[key] for program in self.programs.values())
-        return msgspec.structs.replace(channel, n_readers=n_readers)
+        return msgspec.structs.replace(channel, n_readers=self._n_readers[name, channel.segment_id])
+
+    def _detach(self, program: Program, reader: int) -> None:
+        key = program.readers.pop(reader, None)
+        if key is not None:
+            self._n_readers[key] -= 1
+            if not self._n_readers[key]:
+                del self._n_readers[key]
 
 
 def endpoint_digest(name: str) -> str:

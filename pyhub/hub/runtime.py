@@ -28,6 +28,8 @@ import msgspec
 
 from pyhub._core import lease_is_alive
 from pyhub.errors import AccessDenied, BrokerUnreachable, PyhubError
+from pyhub.hub.keys import load_or_create_keys
+from pyhub.hub.protocol import Lease
 from pyhub.hub.registry import endpoint_digest
 
 __all__ = ["BrokerConfig", "BrokerFile", "RuntimeDirectory"]
@@ -66,7 +68,7 @@ class BrokerFile(msgspec.Struct, frozen=True):
     public_key: str
     epoch: str
     pid: int
-    lease: int
+    lease: Lease
     lease_file: str
 
     def is_alive(self) -> bool:
@@ -78,7 +80,8 @@ class RuntimeDirectory:
     """A runtime directory that was checked, or made, with the right modes."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = Path(path) if path is not None else _default_path()
+        # Absolute: a broker, and its clients, may work in other directories.
+        self.path = (Path(path) if path is not None else _default_path()).absolute()
         _make_private(self.path)
         if len(os.fsencode(self.endpoint_of("x").removeprefix("ipc://"))) > _MAX_SOCKET_PATH:
             raise PyhubError(
@@ -136,15 +139,18 @@ class RuntimeDirectory:
         finally:
             os.close(descriptor)  # and with it the lock
 
-    def find_broker(self, config: BrokerConfig) -> BrokerFile:
+    def find_broker(self, config: BrokerConfig, deadline: float) -> BrokerFile:
         """Return the living broker; start one if there is none.
 
-        However many programs come at once, one broker is started.
+        However many programs come at once, one broker is started. `deadline`
+        is monotonic time, s.
 
         Raises
         ------
         BrokerUnreachable
             There is none and none could be started in time.
+        AccessDenied
+            It could not start, as a key file is open to others.
         """
         broker = self.read_broker()
         if broker is not None:
@@ -154,8 +160,7 @@ class RuntimeDirectory:
                 f"no broker runs in {self.path}, and none may be started.\n"
                 "  Start one with: pyhub broker"
             )
-        deadline = time.monotonic() + config.timeout_s
-        with self.lock("start.lock", config.timeout_s) as is_ours:
+        with self.lock("start.lock", deadline - time.monotonic()) as is_ours:
             broker = self.read_broker()
             if broker is None and is_ours:
                 self._start_broker(config.linger_s)
@@ -164,12 +169,15 @@ class RuntimeDirectory:
                 broker = self.read_broker()
         if broker is None:
             raise BrokerUnreachable(
-                f"the broker did not start within {config.timeout_s} s ({self.path}).\n"
+                f"the broker did not start within {config.timeout_s:g} s ({self.path}).\n"
                 f"  See why in {self.log_path}, or run it yourself: pyhub broker"
             )
         return broker
 
     def _start_broker(self, linger_s: float) -> None:
+        # It would end over these in its log; here, the user is told.
+        for who in ("broker", "client"):
+            load_or_create_keys(self.key_path(who))
         log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             # It forks once more and this half ends at once: no child to wait

@@ -78,8 +78,11 @@ class Dashboard:
         for name, figures in self._rows():
             table.add_row(name, *_cells(figures))
         parts: list[RenderableType] = [table]
-        facts = [f"[dim]{name}=[/]{_short(value)}" for name, value in self._parameters.items()]
-        parts.append(Columns([Text.from_markup(fact) for fact in facts], padding=(0, 2)))
+        facts = [
+            Text.assemble((f"{name}=", "dim"), _short(value))
+            for name, value in self._parameters.items()
+        ]
+        parts.append(Columns(facts, padding=(0, 2)))
         n_lines = 4 + len(self._consumers) + 2 + -(-sum(map(len, facts)) // max(width, 1))
         rows = height - n_lines - 2
         if self._frame is not None and rows >= 4:

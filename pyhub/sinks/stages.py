@@ -64,32 +64,31 @@ def publish_progress(consumer: DataBlockConsumer, producer: DataBlockProducer) -
     and the sum and maximum of its pixels.
     """
     meter = Meter()
-    out = None
+    out = np.empty(consumer.shape, consumer.dtype)
+    untold: Frame | None = None  # the newest frame, if nothing of it was published yet
     due = 0.0
     while True:
         try:
-            fits = out is not None and (out.dtype, out.shape) == (consumer.dtype, consumer.shape)
-            if not fits:
-                out = np.empty(consumer.shape, consumer.dtype)
-            frame = consumer.read(timeout_s=1.0, out=out)
+            untold = consumer.read(timeout_s=1.0 if untold is None else _REPORT_S, out=out)
+            meter.note(untold)
         except WaitTimeout:
-            continue
+            pass
         except ChannelClosed:
             if consumer.is_closed:
                 raise
-            continue  # the next call waits for the next producer
+            # The next call waits for the next producer.
         except LayoutError:
-            if out is not None and (out.dtype, out.shape) == (consumer.dtype, consumer.shape):
+            if (out.dtype, out.shape) == (consumer.dtype, consumer.shape):
                 raise
-            continue  # it came back with another shape while we waited
-        meter.note(frame)
-        if time.monotonic() >= due:
+            out = np.empty(consumer.shape, consumer.dtype)  # it came back with another
+        if untold is not None and time.monotonic() >= due:
             due = time.monotonic() + _REPORT_S
             producer.put(
                 flex=meter.summary(consumer.lag_frames)
-                | {"frame_id": frame.frame_id}
-                | _pixel_figures(frame.data)
+                | {"frame_id": untold.frame_id}
+                | _pixel_figures(untold.data)
             )
+            untold = None
 
 
 def _centre(frame: Frame) -> tuple[float, float]:

@@ -76,14 +76,14 @@ static uint64_t remeasure(void)
     c.n_slots = (uint32_t)random_below(&random_state, 40);
     c.flex_zone_capacity = random_below(&random_state, 300);
     c.structured_buffer_capacity = random_below(&random_state, 3000);
+    c.ndim = (uint32_t)random_below(&random_state, 10);
+    for (uint32_t i = 0; i < PHB_MAX_NDIM; i++) {
+        c.shape[i] = random_below(&random_state, 10) ? random_below(&random_state, 4) : extreme();
+    }
     if (random_below(&random_state, 2)) { /* or the frames do not fill the slots */
         c.ndim = 1;
         c.itemsize = 1;
         c.shape[0] = c.structured_buffer_capacity;
-    }
-    c.ndim = (uint32_t)random_below(&random_state, 10);
-    for (uint32_t i = 0; i < PHB_MAX_NDIM; i++) {
-        c.shape[i] = random_below(&random_state, 10) ? random_below(&random_state, 4) : extreme();
     }
     if (!phb_datablock_measure(&c, &total) || total > MAX_FILE_BYTES) {
         return 0;
