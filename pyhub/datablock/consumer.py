@@ -234,17 +234,21 @@ class DataBlockConsumer:
     ) -> Frame:
         """Do what `read` does, without holding up the event loop."""
         deadline = _deadline(timeout_s)
+        is_quiet = False
         while True:
             block = self._attached()
             seen = block.commit
-            frame = self._step(self._take_newest, out, deadline, timeout_s, timeout_s is not None)
+            frame = self._take_newest(out)
             if frame is not None:
                 return frame
             slice_s = min(_SLICE_S, max(deadline - time.monotonic(), 0.0))
+            if is_quiet or block.segment.is_closed or slice_s == 0.0:
+                self._look_after(block, seen, deadline, timeout_s, timeout_s is not None)
             if block.segment.is_closed:
                 await asyncio.sleep(min(slice_s, _AWAY_NAP_S))
             else:
                 await self._waiter.wait_async(block, seen, slice_s)
+            is_quiet = block.commit == seen
 
     def frames(self, timeout_s: float | None = None, *, follow: bool = False) -> Iterator[Frame]:
         """Return every frame in order, with exact counts of those that were lost.
@@ -357,43 +361,46 @@ class DataBlockConsumer:
         is_patient: bool = True,
     ) -> Frame:
         """Wait until `take` finds a frame; if patient, of the next producer, too."""
-        frame = take(out)
-        if frame is not None:
-            return frame  # no clock is read when there is something to read
-        deadline = _deadline(timeout_s)
+        deadline = None
+        is_quiet = False
         while True:
             block = self._attached()
             seen = block.commit
-            frame = self._step(take, out, deadline, timeout_s, is_patient and timeout_s is not None)
+            frame = take(out)
             if frame is not None:
-                return frame
+                return frame  # no clock is read when there is something to read
+            if deadline is None:
+                deadline = _deadline(timeout_s)
+            # Costs system calls: only when a slice of sleep brought nothing.
+            if is_quiet or block.segment.is_closed or time.monotonic() >= deadline:
+                self._look_after(
+                    block, seen, deadline, timeout_s, is_patient and timeout_s is not None
+                )
             self._sleep(block, seen, deadline)
+            is_quiet = block.commit == seen
 
-    def _step(
+    def _look_after(
         self,
-        take: _Take,
-        out: npt.NDArray[Any] | None,
+        block: DataBlock,
+        seen: int,
         deadline: float,
         timeout_s: float | None,
         is_patient: bool,
-    ) -> Frame | None:
-        """Take a frame if there is one; else look after the producer and the clock."""
-        frame = take(out)
-        if frame is not None:
-            return frame
+    ) -> None:
+        """Go over to the next producer, or raise if the wait is over."""
         away = self._attachment.departure()
-        if away is not None:
-            # What it published before it left comes first.
-            frame = take(out)
-            if frame is not None:
-                return frame
-            if self._renew():
-                return take(out)
-            if not is_patient or time.monotonic() >= deadline:
-                raise away
-        elif time.monotonic() >= deadline:
-            raise self._timeout(timeout_s)
-        return None
+        if away is None:
+            if time.monotonic() >= deadline:
+                self._waiter.wait(block, seen, 0.0)  # makes its descriptor quiet
+                if block.commit == seen:
+                    raise self._timeout(timeout_s)
+        # What it published before it left comes first.
+        elif (
+            block.commit == seen
+            and not self._renew()
+            and (not is_patient or time.monotonic() >= deadline)
+        ):
+            raise away
 
     def _take_newest(self, out: npt.NDArray[Any] | None) -> Frame | None:
         block = self._attached()
@@ -483,20 +490,6 @@ class DataBlockConsumer:
             if not (is_reader and self.lag_frames) and self._renew():
                 block = self._attached()
         self._looked_at = block.commit
-        return block
-
-    def _current(self) -> DataBlock:
-        """Return the segment that has the name, for those who only look.
-
-        A segment that had nothing new since the last look may have been left.
-        """
-        block = self._attached()
-        commit = block.commit
-        if commit != self._looked_at:
-            self._looked_at = commit
-        elif not block.segment.is_named() and self._renew():
-            block = self._attached()
-            self._looked_at = block.commit
         return block
 
     def _renew(self) -> bool:

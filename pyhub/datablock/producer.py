@@ -199,16 +199,21 @@ class DataBlockProducer(Publisher):
         """
         packed = None if flex is None else encode(flex, encoding)
         array = None if data is None else np.asarray(data)
+        # All that can fail comes before the slot is opened: what it holds is lost then.
         if array is not None:
             self._layout.size_of(array)
+        if frame_id is not None and not 0 <= frame_id < 1 << 64:
+            raise LayoutError(
+                f"frame_id={frame_id} is no number of a frame.\n  Count from 0, in 64 bits."
+            )
         with self.publish(timeout_s=timeout_s) as slot:
             slot.frame_id = frame_id
             slot.timestamp_ns = timestamp_ns
             slot.encoding = encoding
-            if array is not None:
-                slot.copy_from(array)
             if packed is not None:
                 slot.copy_packed(packed)
+            if array is not None:
+                slot.copy_from(array)
 
     def publish(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> Publication:
         """Return a context that publishes, at its end, what was filled in.

@@ -49,8 +49,12 @@ class Publication:
         self.n_rows: int | None = None
 
     def __enter__(self) -> Publication:
-        self._producer.begin_publish(timeout_s=self._timeout_s)
-        return self
+        try:
+            self._producer.begin_publish(timeout_s=self._timeout_s)
+            return self
+        except KeyboardInterrupt:
+            self._producer.abort_publish()  # it may have come after the lock
+            raise
 
     def __exit__(
         self,
@@ -87,7 +91,7 @@ class Publication:
     @data.setter
     def data(self, value: npt.ArrayLike) -> None:
         # Lets `slot.data += image` and `slot.data = image` do what they say.
-        if value is not self._producer.get_structured_data_buffer():
+        if not (self._has_data and value is self._producer.get_structured_data_buffer()):
             self.copy_from(np.asarray(value))
 
     @property

@@ -1,4 +1,4 @@
-"""A broker as a process of its own: python -m pyhub.hub.daemon DIRECTORY LINGER_S."""
+"""A broker as a process of its own; arguments: DIRECTORY LINGER_S (see runtime.py)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,3 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: broker.stop())
     broker.run(_PATIENCE_S)
-
-
-if __name__ == "__main__":
-    main()

@@ -123,16 +123,20 @@ class NotificationListener:
         # Subscribing takes a moment, and a producer without a hub never
         # speaks: until it was heard, the commit word is watched instead.
         self._heard: DataBlock | None = None
+        # A further producer, without a hub, publishes without a word: then the
+        # commit word is watched for as long as this segment lasts.
+        self._silent: DataBlock | None = None
         self._word = WordWaiter()
+        self._descriptor = -1
 
     def wait(self, block: DataBlock, seen: int, timeout_s: float) -> None:
         """Sleep until a notification comes, at most `timeout_s`."""
         with self._using():
             if self._is_closed or self._drain(block) or block.commit != seen:
                 return
-            if self._heard is block:
-                if timeout_s > 0:
-                    self._socket.poll(int(timeout_s * 1000) + 1)
+            if self._hears(block):
+                if timeout_s > 0 and not self._socket.poll(int(timeout_s * 1000) + 1):
+                    self._note_silence(block, seen)
                 return
         self._word.wait(block, seen, timeout_s)
 
@@ -141,8 +145,11 @@ class NotificationListener:
         with self._using():
             if self._is_closed or self._drain(block) or block.commit != seen:
                 return
-            descriptor = self._socket.fileno()
-        if self._heard is not block:
+            if self._descriptor < 0:
+                # One of our own: the user's loop may watch ZeroMQ's itself.
+                self._descriptor = os.dup(self._socket.fileno())
+            descriptor = self._descriptor
+        if not self._hears(block):
             await self._word.wait_async(block, seen, timeout_s)
             return
         loop = asyncio.get_running_loop()
@@ -153,8 +160,10 @@ class NotificationListener:
             with self._using():
                 if self._is_closed or self._drain(block):
                     return
-            with contextlib.suppress(TimeoutError):
+            try:
                 await asyncio.wait_for(woken.wait(), timeout_s)
+            except TimeoutError:
+                self._note_silence(block, seen)
         finally:
             loop.remove_reader(descriptor)
 
@@ -181,7 +190,7 @@ class NotificationListener:
         self._is_closed = True
         with self._lock:
             if not self._is_waiting:  # else this interrupts the wait, which closes it
-                self._socket.close()
+                self._let_go()
 
     @contextlib.contextmanager
     def _using(self) -> Iterator[None]:
@@ -197,7 +206,13 @@ class NotificationListener:
             finally:
                 self._is_waiting = False
                 if self._is_closed:
-                    self._socket.close()
+                    self._let_go()
+
+    def _let_go(self) -> None:
+        self._socket.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _check(self) -> None:
         # A fork's child would take the parent's wake-ups off the descriptor.
@@ -208,10 +223,19 @@ class NotificationListener:
                 "the spawn method."
             )
 
+    def _hears(self, block: DataBlock) -> bool:
+        """Whether each publish of `block` is told."""
+        return self._heard is block and self._silent is not block
+
+    def _note_silence(self, block: DataBlock, seen: int) -> None:
+        if block.commit != seen:
+            self._silent = block
+
     def _drain(self, block: DataBlock) -> bool:
-        """Take all notices off the socket; whether there was one."""
+        """Take all notifications off the socket; whether there was one."""
         was_told = False
-        while self._socket.poll(0):
+        # Asking for the events, unlike a recv that fails, makes the descriptor quiet.
+        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._socket.recv_multipart(zmq.NOBLOCK)
             self._heard = block
             was_told = True

@@ -36,6 +36,19 @@ __all__ = ["BrokerConfig", "BrokerFile", "RuntimeDirectory"]
 
 # sockaddr_un.sun_path holds 108 bytes with the closing NUL.
 _MAX_SOCKET_PATH = 107
+# A broker is of the same pyhub as the program that starts it, wherever that one
+# found it; and what lies in the user's present directory (a signal.py, say) is
+# not to be taken for a module: so no -m.
+_PACKAGE = Path(__file__).resolve().parents[1] / "__init__.py"
+_DAEMON = """\
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("pyhub", sys.argv.pop(1))
+sys.modules["pyhub"] = package = module_from_spec(spec)
+spec.loader.exec_module(package)
+from pyhub.hub.daemon import main
+main()
+"""
 
 
 @dataclass(frozen=True)
@@ -183,13 +196,7 @@ class RuntimeDirectory:
             # It forks once more and this half ends at once: no child to wait
             # for later, and no terminal to be ended with.
             subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pyhub.hub.daemon",
-                    str(self.path),
-                    str(linger_s),
-                ],
+                [sys.executable, "-P", "-c", _DAEMON, _PACKAGE, self.path, str(linger_s)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

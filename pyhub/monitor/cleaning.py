@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ def clean(runtime: RuntimeDirectory | None) -> Iterator[str]:
             continue  # its producer was quicker
         except (SegmentDamaged, AbiMismatch, AccessDenied) as error:
             yield f"kept {path}: {str(error).splitlines()[0]} Remove it: pyhub clean --force {name}"
-    if runtime is not None and runtime.read_broker() is None:
+    if runtime is not None:
         yield from _clean_runtime(runtime)
     if lease_path().exists() and remove_leases(lease_path()):
         yield f"removed {lease_path()}: no process holds a lease"
@@ -42,14 +43,29 @@ def force(name: str) -> str:
 
 
 def _clean_runtime(runtime: RuntimeDirectory) -> Iterator[str]:
+    for path in sorted(runtime.path.glob("*.sock")):
+        if _is_abandoned(path):
+            path.unlink(missing_ok=True)
+            yield f"removed {path}: nobody listens there any more"
+    if runtime.read_broker() is not None:
+        return
     with runtime.lock("broker.lock", 0.0) as is_ours:
-        if not is_ours:
-            return  # a broker is starting
-        for path in sorted(runtime.path.iterdir()):
-            if path.name == "broker.json" or _is_socket(path):
-                path.unlink(missing_ok=True)
-                yield f"removed {path}: its broker is gone"
+        path = runtime.path / "broker.json"
+        if is_ours and path.exists():  # otherwise a broker is starting
+            path.unlink()
+            yield f"removed {path}: its broker is gone"
 
 
-def _is_socket(path: Path) -> bool:
-    return path.suffix == ".sock" and stat.S_ISSOCK(path.lstat().st_mode)
+def _is_abandoned(path: Path) -> bool:
+    """Whether `path` is a socket at which nobody listens; a producer outlives its broker."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.setblocking(False)
+            caller.connect(str(path))
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # a full queue, say: somebody is there
+        return False
+    return False

@@ -53,7 +53,14 @@ def examine() -> Iterator[Finding]:
             yield from look()
         except (PyhubError, OSError) as error:
             first, _, rest = str(error).partition("\n")
-            yield Finding(look.__name__.strip("_").replace("_", " "), Verdict.FAIL, first, rest)
+            yield Finding(
+                look.__name__.strip("_").replace("_", " "),
+                Verdict.FAIL,
+                first,
+                rest.strip()
+                or "make that work for this user, or set PYHUB_SHM_DIR and PYHUB_RUNTIME_DIR to "
+                "other places",
+            )
 
 
 def _versions() -> Iterator[Finding]:
@@ -79,6 +86,14 @@ def _versions() -> Iterator[Finding]:
 
 def _shared_memory() -> Iterator[Finding]:
     directory = shm_directory()
+    if not directory.is_dir():
+        yield Finding(
+            "shared memory",
+            Verdict.FAIL,
+            f"there is no directory {directory}",
+            "make it, or unset PYHUB_SHM_DIR: then it is /dev/shm",
+        )
+        return
     usage = shutil.disk_usage(directory)
     is_small = usage.total < GIB
     is_full = usage.free < usage.total // 10
@@ -106,6 +121,8 @@ def _shared_memory() -> Iterator[Finding]:
 
 def _leases() -> Iterator[Finding]:
     path = lease_path()
+    if not path.parent.is_dir():
+        return  # said before
     works = lease_is_alive(path, process_lease(path)) and not lease_is_alive(path, 2)
     yield Finding(
         "leases",
@@ -173,6 +190,8 @@ def _runtime() -> Iterator[Finding]:
 
 
 def _channels() -> Iterator[Finding]:
+    if not shm_directory().is_dir():
+        return
     states = survey(sample_s=0.0)
     dead = [state.name for state in states if state.state == "dead"]
     bad = [state.name for state in states if state.state == "unreadable"]
@@ -191,7 +210,8 @@ def _file_system(directory: Path) -> str:
     found, best = "unknown", -1
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, mount, kind, *_ = line.split()
-        if directory.resolve().is_relative_to(mount) and len(mount) > best:
+        # Of several mounts at one place, the last is on top.
+        if directory.resolve().is_relative_to(mount) and len(mount) >= best:
             found, best = kind, len(mount)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ class Meter:
             "n_lost": self.n_lost,
             "lag_frames": lag_frames,
             "rate_hz": n_spans / span_s,
-            "rate_bytes_s": sum(size for _, _, size in self._stamps) / span_s if n_spans else 0.0,
+            # The first frame came before the first span.
+            "rate_bytes_s": sum(size for _, _, size in islice(self._stamps, 1, None)) / span_s,
             "latency_p50_s": float(p50),
             "latency_p99_s": float(p99),
         }

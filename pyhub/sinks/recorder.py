@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pyhub.datablock import DataBlockConsumer
 from pyhub.errors import ChannelClosed, MissingExtra, WaitTimeout
@@ -101,22 +105,27 @@ def record(
         The disk is full or failed; what was written stays as ``.partial``.
     """
     frames = consumer.frames(_IDLE_S)
+    ctrl_c = _CtrlC()
     reason = restarts = ""
     has_died = False
-    with NexusFile(
-        path,
-        dtype=consumer.dtype,
-        frame_shape=consumer.shape,
-        title=consumer.name,
-        detector=consumer.name,
-        compression=compression,
-        overwrite=overwrite,
-    ) as file:
+    with (
+        ctrl_c,
+        NexusFile(
+            path,
+            dtype=consumer.dtype,
+            frame_shape=consumer.shape,
+            title=consumer.name,
+            detector=consumer.name,
+            compression=compression,
+            overwrite=overwrite,
+        ) as file,
+    ):
         layout = file.layout
         try:
             while n_frames is None or file.n_frames < n_frames:
                 try:
-                    frame = next(frames, None)
+                    with ctrl_c.may_interrupt():
+                        frame = next(frames, None)
                 except WaitTimeout:
                     file.flush()
                     frames = consumer.frames(_IDLE_S)
@@ -152,3 +161,42 @@ def record(
         reason = (restarts + reason).removesuffix("; ")
         file.finish(is_complete, reason)
         return Recording(file.n_frames, file.n_missing, is_complete, reason)
+
+
+class _CtrlC:
+    """Ctrl-C ends the wait for a frame, never the writing of one; then it waits.
+
+    Outside the main thread signals are not ours to handle, and nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self._is_pressed = False
+        self._may_interrupt = False
+        self._former: list[tuple[int, Any]] = []
+
+    def __enter__(self) -> _CtrlC:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is signal.default_int_handler:
+                    self._former.append((number, signal.signal(number, self._press)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former:
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def may_interrupt(self) -> Iterator[None]:
+        """Raise `KeyboardInterrupt` in here, if it was pressed before, at once."""
+        self._may_interrupt = True
+        try:
+            if self._is_pressed:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._may_interrupt = False
+
+    def _press(self, number: int, frame: object) -> None:
+        self._is_pressed = True
+        if self._may_interrupt:
+            raise KeyboardInterrupt

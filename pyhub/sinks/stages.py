@@ -93,10 +93,10 @@ def publish_progress(consumer: DataBlockConsumer, producer: DataBlockProducer) -
 
 def _centre(frame: Frame) -> tuple[float, float]:
     rows, columns = frame.data.shape
-    centre = frame.flex.get("beam_centre_x_px"), frame.flex.get("beam_centre_y_px")
     try:
-        x_px, y_px = (float(place) for place in centre)
-    except (TypeError, ValueError):  # not there, or not numbers
+        x_px = float(frame.flex["beam_centre_x_px"])
+        y_px = float(frame.flex["beam_centre_y_px"])
+    except (KeyError, TypeError, ValueError):  # not there, or not numbers
         return columns / 2, rows / 2
     if not (math.isfinite(x_px) and math.isfinite(y_px)):
         return columns / 2, rows / 2

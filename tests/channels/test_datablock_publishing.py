@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -24,10 +25,12 @@ from pyhub import (
     DataBlockConsumer,
     DataBlockProducer,
     Encoding,
+    Frame,
     Header,
     LayoutError,
     Notification,
     PublishError,
+    WaitTimeout,
     WriterStalled,
     ZoneUpdateInfo,
 )
@@ -936,3 +939,37 @@ def test_the_encoding_that_is_published_is_the_one_that_was_written(
         slot.flex = {"a": 1}
         slot.encoding = Encoding.JSON  # too late for what is written already
     assert view.read(0).flex == {"a": 1}
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"flex": {"text": "x" * 999}},
+        {"frame_id": -1},
+        {"frame_id": 1 << 64},
+    ],
+    ids=["flex", "negative", "huge"],
+)
+def test_a_put_that_fails_costs_no_frame_that_was_there(slots: int, wrong: dict[str, Any]) -> None:
+    image = np.arange(4, dtype="u1")
+    with (
+        DataBlockProducer.create(
+            "kept", dtype="u1", shape=4, slots=slots, flexible_zone_size=64
+        ) as cam,
+        DataBlockConsumer.attach("kept") as view,
+    ):
+        for _ in range(slots):
+            cam.put(image)
+        with pytest.raises(ValueError):  # CapacityError, LayoutError
+            cam.put(image, **wrong)
+        assert [frame.frame_id for frame in _frames_there(view)] == list(range(slots))
+
+
+def _frames_there(view: DataBlockConsumer) -> list[Frame]:
+    view._cursor = 0  # a reader from the first frame on
+    frames = []
+    with contextlib.suppress(WaitTimeout):
+        for frame in view.frames(timeout_s=0.0):
+            frames.append(frame)
+    return frames

@@ -1,0 +1,260 @@
+"""What dead processes left can be removed, all of it; what the living use stays."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Creates channels in children that are killed, each at another moment.
+CYCLES = """
+import os, random, select, signal, sys
+import pyhub
+
+n_cycles, n_created = int(sys.argv[1]), 0
+chance = random.Random(int(sys.argv[2]))
+for cycle in range(n_cycles):
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        name = f"cam{cycle}" if cycle % 4 else "cam0"  # some take over from the dead
+        with pyhub.DataBlockProducer.create(name, dtype="u2", shape=(64, 64)) as producer:
+            os.write(write, b"c")
+            while True:
+                producer.put(pyhub.layout.np.zeros((64, 64), "u2"), flex={"a": 1})
+    if cycle % 2:  # half of them when the channel is there, half when it comes
+        n_created += len(os.read(read, 1))
+    else:
+        n_created += bool(select.select([read], [], [], chance.random() * 0.002)[0])
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(read), os.close(write)
+print(n_created)
+"""
+
+
+def shm_of(line: Any) -> Path:
+    return Path(line.environment["PYHUB_SHM_DIR"])
+
+
+def runtime_of(line: Any) -> Path:
+    return Path(line.environment["PYHUB_RUNTIME_DIR"])
+
+
+def segments_of(line: Any) -> set[str]:
+    prefix = f"pyhub.{os.geteuid()}."
+    names = {path.name.removeprefix(prefix) for path in shm_of(line).iterdir()}
+    return names - {".leases"}
+
+
+def test_a_hundred_killed_producers_leave_nothing(apart: Any) -> None:
+    cycles = apart.start_python("-c", CYCLES, "100", "1")
+    assert cycles.end() == 0, cycles
+    assert int(cycles.out) >= 50
+    left = segments_of(apart)
+    assert len(left) >= 30, "without that, the test shows nothing"
+    cleaned = apart("clean")
+    assert cleaned.code == 0
+    for name in left:
+        assert f"removed segment {name} (" in cleaned.out
+    assert list(shm_of(apart).iterdir()) == [], "really nothing"
+    assert apart("clean").out == "nothing to clean\n"
+    assert list(shm_of(apart).iterdir()) == []
+
+
+def test_a_killed_sim_with_its_broker_leaves_nothing(apart: Any, kill_broker: Any) -> None:
+    sim = apart.start("sim", "--shape", "16x16")
+    sim.says("publishing")
+    kill_broker(runtime_of(apart), signal.SIGKILL)
+    sim.end(signal.SIGKILL)
+    assert {path.suffix for path in runtime_of(apart).iterdir()} >= {".sock", ".json"}
+    cleaned = apart("clean")
+    assert cleaned.code == 0
+    assert "removed segment cam1 (" in cleaned.out
+    assert f"removed {runtime_of(apart) / 'broker.json'}: its broker is gone" in cleaned.out
+    assert list(shm_of(apart).iterdir()) == []
+    left = {path.name for path in runtime_of(apart).iterdir()}
+    assert left == {"broker.key", "client.key", "broker.lock", "start.lock", "broker.log"}
+    assert apart("clean").out == "nothing to clean\n"
+
+
+def test_what_the_living_use_is_kept_and_still_works(apart: Any, kill_broker: Any) -> None:
+    dead = apart.start("sim", "--name", "dead", "--shape", "16x16")
+    live = apart.start("sim", "--name", "live", "--shape", "16x16")
+    assert apart("tap", "dead", "--frames", 1).code == 0
+    assert apart("tap", "live", "--frames", 1).code == 0
+    dead.end(signal.SIGKILL)
+    kill_broker(runtime_of(apart), signal.SIGKILL)
+    sockets = set(runtime_of(apart).glob("*.sock"))
+    cleaned = apart("clean")
+    assert cleaned.code == 0
+    assert "removed segment dead (" in cleaned.out
+    assert "live" not in cleaned.out
+    assert segments_of(apart) == {"live"}
+    assert (shm_of(apart) / f"pyhub.{os.geteuid()}..leases").exists()
+    (kept,) = set(runtime_of(apart).glob("*.sock"))
+    assert kept in sockets
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(str(kept))  # somebody listens there
+    assert apart("tap", "live", "--frames", 3).code == 0
+    assert live.end(signal.SIGINT) == 0
+
+
+def test_with_a_living_broker_dead_sockets_go_and_living_ones_stay(apart: Any) -> None:
+    broker = apart.start("broker")
+    broker.says("listens on")
+    sim = apart.start("sim", "--shape", "16x16")
+    assert apart("tap", "cam1", "--frames", 1).code == 0
+    before = set(runtime_of(apart).glob("*.sock"))
+    stale = runtime_of(apart) / "0123456789abcdef.sock"
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(stale))
+    cleaned = apart("clean")
+    assert cleaned.out == f"removed {stale}: nobody listens there any more\n"
+    assert set(runtime_of(apart).glob("*.sock")) == before
+    assert apart("tap", "cam1", "--frames", 1).code == 0
+    assert (sim.end(signal.SIGINT), broker.end(signal.SIGINT)) == (0, 0)
+
+
+def test_what_cannot_be_judged_is_kept_until_it_is_named(apart: Any) -> None:
+    kinds = {"damaged": b"\xff" * 5000, "empty": b"", "foreign": _foreign_segment(apart)}
+    for name, content in kinds.items():
+        (shm_of(apart) / f"pyhub.{os.geteuid()}.{name}").write_bytes(content)
+    cleaned = apart("clean")
+    assert cleaned.code == 0
+    for name in kinds:
+        path = shm_of(apart) / f"pyhub.{os.geteuid()}.{name}"
+        (line,) = (line for line in cleaned.out.splitlines() if str(path) in line)
+        assert line.startswith("kept ")
+        assert line.endswith(f"Remove it: pyhub clean --force {name}")
+    assert segments_of(apart) == set(kinds)
+    for name in kinds:
+        forced = apart("clean", "--force", name)
+        assert forced.code == 0
+        assert forced.out.startswith("removed ")
+    assert segments_of(apart) == set()
+
+
+def _foreign_segment(apart: Any) -> bytes:
+    """Return a segment that another layout's pyhub might have written."""
+    sim = apart.start("sim", "--shape", "16x16")
+    sim.says("publishing")
+    (path,) = (path for path in shm_of(apart).iterdir() if path.name.endswith("cam1"))
+    content = path.read_bytes()
+    assert sim.end(signal.SIGINT) == 0
+    return content[:8] + b"\x4d\0\0\0" + content[12:]
+
+
+def test_force_removes_the_name_of_a_living_channel_and_harms_nobody(apart: Any) -> None:
+    sim = apart.start("sim", "--shape", "16x16")
+    tap = apart.start("tap", "cam1", "--json")
+    tap.says(r"\n")
+    forced = apart("clean", "--force", "cam1")
+    assert forced.code == 0
+    assert "whatever it was; who has it mapped keeps it" in forced.out
+    assert segments_of(apart) == set()
+    assert sim.end(signal.SIGINT) == 0
+    assert tap.end() in (0, 1)
+    assert "Traceback" not in sim.err + tap.err
+
+
+@pytest.mark.parametrize("name", ["../etc", "a/b", ".leases"])
+def test_force_takes_names_of_channels_only(apart: Any, name: str) -> None:
+    forced = apart("clean", "--force", name)
+    assert forced.code == 1
+    assert "InvalidName" in forced.err
+
+
+def test_a_clean_machine_has_nothing_to_clean(apart: Any) -> None:
+    cleaned = apart("clean")
+    assert cleaned.code == 0
+    assert cleaned.out == "nothing to clean\n"
+
+
+def test_segments_of_another_boot_are_removed(apart: Any) -> None:
+    sim = apart.start("sim", "--shape", "16x16")
+    sim.says("publishing")
+    (path,) = (path for path in shm_of(apart).iterdir() if path.name.endswith("cam1"))
+    content = bytearray(path.read_bytes())
+    assert sim.end(signal.SIGINT) == 0
+    size = int.from_bytes(content[20:24], "little")  # of the constants
+    content[24:28], content[72:88] = bytes(4), bytes(16)
+    content[24:28] = zlib.crc32(content[:size]).to_bytes(4, "little")
+    path.write_bytes(content)
+    path.chmod(0o600)
+    assert "removed segment cam1" in apart("clean").out
+    assert segments_of(apart) == set()
+
+
+def test_links_and_directories_of_a_channels_name_are_kept(apart: Any, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"precious")
+    prefix = f"pyhub.{os.geteuid()}."
+    (shm_of(apart) / f"{prefix}link").symlink_to(tmp_path / "precious")
+    (shm_of(apart) / f"{prefix}directory").mkdir()
+    cleaned = apart("clean")
+    assert cleaned.code == 0, cleaned
+    assert "Traceback" not in cleaned.err
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert segments_of(apart) == {"link", "directory"}
+    assert json.loads(apart("ls", "--json").out)[0]["state"] == "unreadable"
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_after_kills_of_everything_at_random_nothing_is_left(
+    apart: Any, tmp_path: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    out = tmp_path / "out.h5"
+    commands = [
+        ["sim", "--shape", "16x16"],
+        ["sim", "--shape", "16x16", "--name", "cam2"],
+        ["azimuthal", "cam1"],
+        ["follow", "cam2"],
+        ["tap", "cam1"],
+        ["record", "cam2", out],
+        ["demo", "--name", "cam3", "--shape", "16x16"],
+    ]
+    chance.shuffle(commands)
+    programs = [apart.start(*command) for command in commands]
+    time.sleep(chance.random() * 1.5)  # no event: at any moment
+    while victims := apart.running(with_brokers=True):
+        chance.shuffle(victims)
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    for program in programs:
+        program.end()
+    cleaned = apart("clean")
+    assert cleaned.code == 0, cleaned
+    assert list(shm_of(apart).iterdir()) == [], cleaned
+    assert not list(runtime_of(apart).glob("*.sock"))
+    assert not (runtime_of(apart) / "broker.json").exists()
+    assert not out.exists()
+    again = apart("sim", "--shape", "16x16", "--frames", 2)
+    assert again.code == 0, again
+
+
+def test_things_in_the_wrong_order_come_right(apart: Any, tmp_path: Path) -> None:
+    # Readers before the channel, the channel before the broker's death, and so on.
+    recorder = apart.start("record", "cam1", tmp_path / "out.h5", "--frames", 3)
+    stage = apart.start("follow", "cam1")
+    late = apart.start("tap", "cam1.follow", "--frames", 1)
+    assert "nothing to clean" in apart("clean").out
+    sim = apart.start("sim", "--shape", "16x16", "--rate", 50)
+    assert recorder.end() == 0, recorder
+    assert late.end() == 0, late
+    assert sim.end(signal.SIGINT) == 0
+    again = apart.start("sim", "--shape", "16x20")
+    assert apart("tap", "cam1.follow", "--frames", 1).code == 0
+    assert stage.end(signal.SIGINT) == 0, stage
+    assert again.end(signal.SIGINT) == 0
+    assert segments_of(apart) == set()

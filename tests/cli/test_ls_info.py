@@ -1,0 +1,199 @@
+"""ls and info tell of every channel, whatever its state, and disturb nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pyhub
+from pyhub.names import segment_path
+
+
+@pytest.fixture
+def channels(cli: Any, hub: Any) -> Any:
+    """One channel of each state; the names say which."""
+    sim = cli.start("sim", "--name", "dead", "--shape", "16x16")
+    sim.says("publishing")
+    sim.end(signal.SIGKILL)
+    live = hub.create_datablock_producer("live", dtype="float32", shape=(5, 7), slots=3)
+    live.put(np.ones((5, 7), "f4"), flex={"energy": 12.5, "units": {"energy": "keV"}})
+    records = [("x", "<f4"), ("n", "<i2")]
+    other = hub.create_datablock_producer("records", dtype=records, shape=(4,))
+    # Closed, but its name was not removed: as it is for a moment at every end.
+    closing = pyhub.DataBlockProducer.create("closing", dtype="u1", shape=(2, 2))
+    os.rename(segment_path("closing"), segment_path("closed"))
+    closing.close()
+    content = segment_path("live").read_bytes()
+    _write("foreign", content[:8] + struct.pack("<I", 77) + content[12:])
+    _write("damaged", content[:100] + b"\xff" + content[101:])
+    _write("truncated", content[:-4096])
+    _write("empty", b"")
+    segment_path("open").touch(mode=0o622)
+    segment_path("open").chmod(0o622)
+    yield live
+    other.close()
+    live.close()
+    for name in ("dead", "closed", "foreign", "damaged", "truncated", "empty", "open"):
+        segment_path(name).unlink()
+
+
+def _write(name: str, content: bytes) -> None:
+    path = segment_path(name)
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+
+
+UNREADABLE = {
+    "foreign": "layout 77",
+    "damaged": "is damaged",
+    "truncated": "is truncated",
+    "empty": "is not a pyhub segment",
+    "open": "may be written by others",
+}
+
+
+@pytest.mark.usefixtures("channels")
+def test_json_tells_the_state_of_every_channel(cli: Any, hub: Any) -> None:
+    with hub.find_datablock_consumer("live"), hub.find_datablock_consumer("live"):
+        listed = cli("ls", "--json")
+    assert listed.code == 0
+    assert not listed.err
+    found = {channel["name"]: channel for channel in json.loads(listed.out)}
+    assert set(found) == {"live", "records", "closed", "dead", *UNREADABLE}
+    assert found["live"]["state"] == "live"
+    assert found["live"]["dtype"] == "float32"
+    assert found["live"]["shape"] == [5, 7]
+    assert found["live"]["n_slots"] == 3
+    assert found["live"]["owner_pid"] == os.getpid()
+    assert found["live"]["n_readers"] == 2
+    assert found["live"]["age_s"] >= 0
+    assert found["records"]["age_s"] is None
+    assert found["records"]["n_readers"] == 0
+    assert found["closed"]["state"] == "closed"
+    assert found["dead"]["state"] == "dead"
+    for name, problem in UNREADABLE.items():
+        assert found[name]["state"] == "unreadable"
+        assert problem in found[name]["problem"]
+
+
+@pytest.mark.usefixtures("channels")
+def test_the_table_has_a_row_for_every_channel(cli: Any) -> None:
+    listed = cli("ls")
+    assert listed.code == 0
+    lines = [line.split() for line in listed.out.splitlines() if line[:1] == " " and line.strip()]
+    rows = {line[0]: line for line in lines}
+    assert rows["live"][1:5] == ["live", "float32", "5x7", "3"]
+    assert rows["live"][-1] == str(os.getpid())
+    assert rows["dead"][1] == "dead"
+    assert rows["closed"][1] == "closed"
+    for name, problem in UNREADABLE.items():
+        assert rows[name] == [name, "unreadable"]
+        assert re.search(rf"^{name}: .*{problem}", listed.out, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("channels")
+def test_in_a_narrow_terminal_the_columns_of_sound_channels_can_be_read(cli: Any) -> None:
+    with cli.in_terminal("ls", size=(40, 100)) as listed:
+        assert listed.end() == 0
+    (line,) = (line for line in listed.out.splitlines() if line.split()[:1] == ["live"])
+    assert line.split()[1:5] == ["live", "float32", "5x7", "3"]
+    assert line.split()[-1] == str(os.getpid())
+
+
+def test_without_a_broker_readers_are_unknown_and_none_is_started(apart: Any) -> None:
+    shm, runtime = (apart.environment[name] for name in ("PYHUB_SHM_DIR", "PYHUB_RUNTIME_DIR"))
+    script = (
+        "import pyhub, sys\n"
+        "with pyhub.DataBlockProducer.create('alone', dtype='u1', shape=(2, 2)) as producer:\n"
+        "    print('created', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    read, write = os.pipe()
+    producer = apart.start_python("-c", script, stdin=read)
+    os.close(read)
+    producer.says("created")
+    table, listed, info = apart("ls"), apart("ls", "--json"), apart("info", "alone", "--json")
+    os.close(write)
+    assert producer.end() == 0
+    assert (table.code, listed.code, info.code) == (0, 0, 0)
+    (row,) = (line.split() for line in table.out.splitlines() if "alone" in line)
+    assert row[-3] == "-"
+    assert json.loads(listed.out)[0]["n_readers"] is None
+    assert json.loads(info.out)["n_readers"] is None
+    assert os.listdir(runtime) == []
+    assert [name for name in os.listdir(shm) if not name.endswith("..leases")] == []
+
+
+def test_no_channels_are_no_error(apart: Any) -> None:
+    listed, as_json = apart("ls"), apart("ls", "--json")
+    assert (listed.code, as_json.code) == (0, 0)
+    assert "start one with: pyhub sim" in listed.err
+    assert json.loads(as_json.out) == []
+
+
+def test_ls_measures_the_rate(cli: Any) -> None:
+    sim = cli.start("sim", "--shape", "16x16", "--rate", 200)
+    cli("tap", "cam1", "--frames", 20)
+    (channel,) = json.loads(cli("ls", "--json").out)
+    assert sim.end(signal.SIGINT) == 0
+    assert 0 < channel["rate_hz"] < 2000
+
+
+def test_info_shows_header_and_parameters_and_takes_no_markup_for_its_own(
+    cli: Any, hub: Any
+) -> None:
+    flex = {"energy": 12.5, "note": "[/bold] [red]x[/] :smile:", "units": {"energy": "keV"}}
+    with hub.create_datablock_producer("cam1", dtype="u2", shape=(3, 4), slots=2) as producer:
+        producer.put(np.zeros((3, 4), "u2"), flex=flex)
+        info, as_json = cli("info", "cam1"), cli("info", "cam1", "--json")
+    assert (info.code, as_json.code) == (0, 0), info
+    rows = dict(line.split(maxsplit=1) for line in info.out.splitlines())
+    assert rows["state"].strip() == "live"
+    assert rows["dtype"].strip() == "uint16"
+    assert rows["flex.energy"].strip() == "12.5 keV"
+    assert rows["flex.note"].strip() == flex["note"]
+    assert rows["timestamp"].startswith("20")
+    facts = json.loads(as_json.out)
+    assert facts["flex"] == flex
+    assert facts["structured_buffer_size"] == 24
+    assert facts["structured_buffer_version"] == 1
+
+
+@pytest.mark.usefixtures("channels")
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_info_on_what_cannot_be_read_says_why_and_fails(cli: Any, name: str) -> None:
+    info = cli("info", name)
+    assert info.code == 1
+    assert UNREADABLE[name] in info.out
+    assert "Traceback" not in info.err
+
+
+def test_info_on_parameters_that_cannot_be_decoded_says_so(cli: Any, hub: Any) -> None:
+    with hub.create_datablock_producer("cam1") as producer:
+        producer.begin_publish()
+        producer.get_flexible_zone_buffer()[:3] = b"\xc1\xc1\xc1"
+        producer.end_publish(pyhub.ZoneUpdateInfo(flex_zone=True, flex_zone_size=3))
+        info, tap = cli("info", "cam1"), cli("tap", "cam1", "--frames", 1)
+    assert info.code == 0
+    assert "problem" in info.out
+    assert tap.code == 1
+    assert tap.err.startswith("CodecError")
+    assert "Traceback" not in tap.err
+
+
+def test_segments_of_others_are_not_listed(cli: Any, shm: Path) -> None:
+    (shm / f"pyhub.{os.geteuid() + 1}.theirs").touch()
+    (shm / "unrelated").touch()
+    try:
+        assert json.loads(cli("ls", "--json").out) == []
+    finally:
+        (shm / f"pyhub.{os.geteuid() + 1}.theirs").unlink()
+        (shm / "unrelated").unlink()

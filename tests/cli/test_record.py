@@ -1,0 +1,419 @@
+"""However a recording ends, its file says what is in it; no half-written file has the final name."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+SHAPE = (24, 32)
+# Runs a command under a limit of file sizes; root too has to keep it.
+LIMITED = (
+    "import os, resource, sys\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)\n"
+    "os.execv(sys.executable, [sys.executable, '-m', 'pyhub', *sys.argv[2:]])"
+)
+
+
+def image(k: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(k).integers(0, 1 << 16, SHAPE, np.uint16)
+
+
+class Recording:
+    """A recorder at work on a channel of this process."""
+
+    def __init__(self, cli: Any, hub: Any, path: Path, *options: object, slots: int = 64) -> None:
+        self.hub, self.path = hub, path
+        self.n_frames = 0
+        self.producer = self.create(slots=slots)
+        self.program = cli.start("record", "cam1", path, *options)
+        assert hub.wait_for_readers("cam1", 1, 40)
+
+    def create(self, shape: tuple[int, ...] = SHAPE, dtype: str = "uint16", slots: int = 64) -> Any:
+        return self.hub.create_datablock_producer("cam1", dtype=dtype, shape=shape, slots=slots)
+
+    def put(self, n: int) -> None:
+        for _ in range(n):
+            self.producer.put(image(self.n_frames), flex={"k": self.n_frames})
+            self.n_frames += 1
+
+    def await_frames(self, awaiting: Any, n: int) -> None:
+        """Wait until `n` frames are in the file: for that it is flushed once a second."""
+        awaiting(lambda: self._n_written() >= n, f"{n} frames in the file")
+
+    def _n_written(self) -> int:
+        try:
+            with h5py.File(f"{self.path}.partial", "r", locking=False) as file:
+                return int(file["entry/data/data"].attrs["n_frames"])
+        except (OSError, KeyError):
+            return 0
+
+
+@pytest.fixture
+def recording(cli: Any, hub: Any, tmp_path: Path) -> Iterator[Callable[..., Recording]]:
+    """`recording(*options)`: a recorder of "cam1" into out.h5."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*options: object, slots: int = 64) -> Recording:
+            made = Recording(cli, hub, tmp_path / "out.h5", *options, slots=slots)
+            stack.callback(lambda: made.producer.close())
+            return made
+
+        yield start
+
+
+def contents(path: Path) -> dict[str, Any]:
+    with h5py.File(path, "r") as file:
+        data = file["entry/data"]
+        return {
+            "complete": bool(file["entry"].attrs["pyhub_complete"]),
+            "reason": file["entry"].attrs["reason"],
+            "frames": data["data"][()],
+            "ids": data["frame_id"][()],
+            "valid": data["frame_valid"][()],
+            "n_frames": int(data["data"].attrs["n_frames"]),
+            "n_missing": int(data["data"].attrs["n_missing"]),
+            "k": file["entry/parameters/k"][()] if "k" in file["entry/parameters"] else None,
+        }
+
+
+def check_frames(found: dict[str, Any], n: int) -> None:
+    assert found["ids"].tolist() == list(range(n))
+    assert found["k"].tolist() == list(range(n))
+    assert found["frames"].tobytes() == b"".join(image(k).tobytes() for k in range(n))
+    assert (found["n_frames"], found["n_missing"]) == (n, 0)
+    assert found["valid"].all()
+
+
+# --- Ends that users choose ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_recording_is_complete_if_no_number_was_asked_for(
+    recording: Any, tmp_path: Path, awaiting: Any, number: int
+) -> None:
+    at_work = recording()
+    at_work.put(5)
+    at_work.await_frames(awaiting, 1)
+    assert at_work.program.end(number) == 0
+    found = contents(tmp_path / "out.h5")
+    check_frames(found, 5)
+    assert found["complete"]
+    assert found["reason"] == "stopped by the user"
+    assert f"wrote 5 frames to {tmp_path / 'out.h5'}, 0 missing" in at_work.program.err
+    assert "Traceback" not in at_work.program.err
+    assert os.listdir(tmp_path) == ["out.h5"]
+
+
+def test_a_stopped_recording_is_partial_if_more_frames_were_asked_for(
+    recording: Any, tmp_path: Path, awaiting: Any
+) -> None:
+    at_work = recording("--frames", 100)
+    at_work.put(5)
+    at_work.await_frames(awaiting, 1)
+    assert at_work.program.end(signal.SIGINT) == 5
+    found = contents(tmp_path / "out.h5")
+    check_frames(found, 5)
+    assert not found["complete"]
+    assert found["reason"] == "stopped by the user after 5 of 100 frames"
+    assert "marked partial: stopped by the user after 5 of 100 frames" in at_work.program.err
+
+
+def test_a_recording_ends_with_the_frames_it_was_asked_for(recording: Any, tmp_path: Path) -> None:
+    at_work = recording("--frames", 4)
+    at_work.put(9)
+    assert at_work.program.end() == 0
+    check_frames(contents(tmp_path / "out.h5"), 4)
+
+
+def test_the_end_of_the_channel_completes_the_recording(recording: Any, tmp_path: Path) -> None:
+    at_work = recording()
+    at_work.put(4)
+    at_work.producer.close()
+    assert at_work.program.end() == 0
+    found = contents(tmp_path / "out.h5")
+    check_frames(found, 4)
+    assert found["complete"]
+
+
+def test_a_recorder_that_still_waits_for_its_channel_may_be_stopped(
+    cli: Any, awaiting: Any, hub: Any, tmp_path: Path
+) -> None:
+    recorder = cli.start("record", "cam1", tmp_path / "out.h5")
+    descriptors = Path(f"/proc/{recorder.pid}/fd")
+    awaiting(
+        lambda: any(os.readlink(link).endswith("..leases") for link in descriptors.iterdir()),
+        "its way to the broker",
+    )
+    assert recorder.end(signal.SIGINT) == 0
+    assert "Traceback" not in recorder.err
+    assert not os.listdir(tmp_path)
+
+
+# --- Producers that die, and that come back ---
+
+
+def test_the_death_of_the_producer_marks_the_file(
+    cli: Any, hub: Any, tmp_path: Path, awaiting: Any
+) -> None:
+    sim = cli.start("sim", "--shape", "24x32", "--rate", 100)
+    recorder = cli.start("record", "cam1", tmp_path / "out.h5")
+    awaiting(lambda: hub.n_readers("cam1") == 1, "the recorder")
+    partial = tmp_path / "out.h5.partial"
+    awaiting(lambda: partial.exists() and partial.stat().st_size > 40_000, "frames")
+    sim.end(signal.SIGKILL)
+    assert recorder.end() == 5
+    found = contents(tmp_path / "out.h5")
+    assert not found["complete"]
+    assert f"the producer of channel 'cam1' (pid {sim.pid}) died" in found["reason"]
+    assert found["n_frames"] == found["valid"].sum() > 0
+    assert f"marked partial: {found['reason']}" in recorder.err
+    assert "cam1" in cli("clean").out
+
+
+def test_a_producer_that_comes_back_with_another_shape_ends_the_recording(
+    recording: Any, tmp_path: Path
+) -> None:
+    at_work = recording()
+    at_work.put(3)
+    at_work.program.suspend()
+    at_work.producer.close()
+    at_work.producer = at_work.create(shape=(8, 9), dtype="float32")
+    at_work.producer.put(np.ones((8, 9), "f4"))
+    at_work.program.resume()
+    assert at_work.program.end() == 5
+    found = contents(tmp_path / "out.h5")
+    check_frames(found, 3)
+    assert not found["complete"]
+    assert found["reason"].startswith("the producer came back with float32 (8, 9); record that as")
+    assert "marked partial: the producer came back" in at_work.program.err
+
+
+def test_a_producer_that_comes_back_with_the_same_shape_goes_on_in_the_same_file(
+    recording: Any, tmp_path: Path, awaiting: Any
+) -> None:
+    at_work = recording()
+    at_work.put(3)
+    at_work.program.suspend()
+    at_work.producer.close()
+    at_work.producer = at_work.create()
+    at_work.program.resume()
+    at_work.put(2)
+    at_work.await_frames(awaiting, 4)
+    at_work.producer.close()
+    assert at_work.program.end() == 0
+    assert "its producer came back" in at_work.program.err
+    found = contents(tmp_path / "out.h5")
+    assert found["ids"].tolist() == [0, 1, 2, 0, 1], "the producer's own numbers"
+    assert found["k"].tolist() == [0, 1, 2, 3, 4]
+    assert found["frames"].tobytes() == b"".join(image(k).tobytes() for k in range(5))
+    assert found["n_missing"] == 0
+
+
+# --- Frames that are missing ---
+
+
+@pytest.mark.parametrize("slots", [2, 5])
+def test_missing_frames_are_marked_exactly_where_they_are(
+    recording: Any, tmp_path: Path, awaiting: Any, slots: int
+) -> None:
+    at_work = recording(slots=slots)
+    at_work.put(1)
+    at_work.await_frames(awaiting, 1)
+    for burst in (50, 1, 30):
+        at_work.program.suspend()
+        at_work.put(burst)
+        at_work.program.resume()
+        # Read from the ring when the next one can be put without harm.
+        last = at_work.n_frames
+        awaiting(lambda: _has_read(at_work, last), "the rest of the burst")  # noqa: B023
+    at_work.producer.close()
+    assert at_work.program.end() == 0
+    found = contents(tmp_path / "out.h5")
+    assert found["ids"].tolist() == list(range(82)), "each frame has its row, lost or not"
+    valid = found["valid"]
+    assert found["n_missing"] == 82 - valid.sum() >= 80 - 2 * slots
+    assert found["n_frames"] == valid.sum()
+    assert valid[0]
+    assert valid[-1]
+    for row, is_valid in enumerate(valid):
+        expected = image(row) if is_valid else np.zeros(SHAPE, np.uint16)
+        assert np.array_equal(found["frames"][row], expected)
+    assert found["k"][valid].tolist() == np.flatnonzero(valid).tolist()
+    assert f"wrote {valid.sum()} frames" in at_work.program.err
+    assert f"{found['n_missing']} missing" in at_work.program.err
+
+
+def _has_read(at_work: Recording, n: int) -> bool:
+    """Whether the newest of `n` frames is in the file."""
+    try:
+        with h5py.File(f"{at_work.path}.partial", "r", locking=False) as file:
+            return len(file["entry/data/frame_id"]) >= n
+    except (OSError, KeyError):
+        return False
+
+
+# --- What is in the way ---
+
+
+def test_an_existing_file_is_not_touched_without_being_told_to(
+    cli: Any, recording: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.h5"
+    path.write_bytes(b"precious")
+    refused = cli("record", "cam1", path)  # at once: nobody wants to wait for that
+    assert refused.code == 1
+    assert f"{str(path)!r} exists" in refused.err
+    assert "--overwrite" in refused.err
+    assert path.read_bytes() == b"precious"
+
+    at_work = recording("--overwrite", "--frames", 2)
+    at_work.put(1)
+    assert path.read_bytes() == b"precious", "it is there until the new one is whole"
+    at_work.put(1)
+    assert at_work.program.end() == 0
+    check_frames(contents(path), 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "code", "words"),
+    [
+        ("nowhere/out.h5", [], 3, "nowhere"),
+        ("file/out.h5", [], 3, "file"),
+        ("directory", [], 2, "directory"),
+        ("out.h5", ["--compression", "bitshuffle-lz4"], 1, "pip install hdf5plugin"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_channel_comes(
+    cli: Any, tmp_path: Path, target: str, options: list[str], code: int, words: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "directory").mkdir()
+    refused = cli("record", "cam1", tmp_path / target, *options)
+    assert refused.code == code, refused
+    assert words in refused.err
+    assert "Traceback" not in refused.err
+    assert sorted(os.listdir(tmp_path)) == ["directory", "file"]
+
+
+def test_two_recorders_do_not_write_into_one_file(
+    cli: Any, recording: Any, tmp_path: Path, awaiting: Any
+) -> None:
+    first = recording("--frames", 6)
+    first.put(3)
+    first.await_frames(awaiting, 1)
+    for options in ([], ["--overwrite"]):
+        second = cli("record", "cam1", tmp_path / "out.h5", *options)
+        assert second.code == 1
+        assert "out.h5.partial' exists" in second.err
+    first.put(3)
+    assert first.program.end() == 0
+    check_frames(contents(tmp_path / "out.h5"), 6)
+
+
+def test_of_recorders_that_come_at_once_one_writes_the_file(
+    cli: Any, hub: Any, tmp_path: Path, awaiting: Any
+) -> None:
+    with hub.create_datablock_producer("cam1", dtype="u2", shape=SHAPE, slots=8) as producer:
+        programs = [
+            cli.start("record", "cam1", tmp_path / "out.h5", "--frames", 2) for _ in range(3)
+        ]
+        awaiting(lambda: sum(program.code is None for program in programs) <= 1, "two that gave up")
+        assert hub.wait_for_readers("cam1", 1, 40)
+        for k in range(2):
+            producer.put(image(k), flex={"k": k})
+        assert sorted(program.end() for program in programs) == [0, 1, 1]
+    check_frames(contents(tmp_path / "out.h5"), 2)
+
+
+def test_a_channel_without_frames_cannot_be_recorded(cli: Any, hub: Any, tmp_path: Path) -> None:
+    with hub.create_datablock_producer("status") as producer:
+        producer.put(flex={"a": 1})
+        refused = cli("record", "status", tmp_path / "out.h5")
+    assert refused.code == 1
+    assert "LayoutError" in refused.err
+    assert not os.listdir(tmp_path)
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(
+    recording: Any, tmp_path: Path, awaiting: Any
+) -> None:
+    at_work = recording("--frames", 2)
+    at_work.put(1)
+    at_work.await_frames(awaiting, 1)
+    (tmp_path / "out.h5").write_bytes(b"precious")
+    at_work.put(1)
+    assert at_work.program.end() == 1
+    assert "was made by another program" in at_work.program.err
+    assert (tmp_path / "out.h5").read_bytes() == b"precious"
+    check_frames(contents(tmp_path / "out.h5.partial"), 2)
+
+
+# --- Ends that nobody chose ---
+
+
+def test_a_killed_recorder_leaves_a_readable_file_under_another_name(
+    cli: Any, recording: Any, tmp_path: Path, awaiting: Any
+) -> None:
+    at_work = recording()
+    at_work.put(3)
+    at_work.await_frames(awaiting, 1)
+    at_work.program.end(signal.SIGKILL)
+    assert os.listdir(tmp_path) == ["out.h5.partial"]
+    found = contents(tmp_path / "out.h5.partial")
+    assert not found["complete"]
+    assert found["n_frames"] >= 1
+    assert np.array_equal(found["frames"][0], image(0))
+    again = cli("record", "cam1", tmp_path / "out.h5")
+    assert again.code == 1
+    assert "rename it to keep it, or delete it" in again.err.replace("\n  ", " ")
+
+
+@pytest.mark.parametrize("limit", [300_000, 9_000])
+def test_a_full_disk_is_told_and_leaves_no_file_of_the_final_name(
+    cli: Any, hub: Any, tmp_path: Path, limit: int
+) -> None:
+    path = tmp_path / "out.h5"
+    with hub.create_datablock_producer("cam1", dtype="u2", shape=(100, 500), slots=64) as producer:
+        recorder = cli.start_python("-c", LIMITED, str(limit), "record", "cam1", str(path))
+        if limit > 10_000:
+            assert hub.wait_for_readers("cam1", 1, 40)
+        noise = np.random.default_rng(1).integers(0, 1 << 16, (100, 500), np.uint16)
+        n = 0
+        while recorder.code is None:
+            producer.put(noise, frame_id=n)
+            n += 1
+            with contextlib.suppress(Exception):
+                recorder.process.wait(0.01)
+    assert recorder.code == 1
+    assert os.strerror(errno.EFBIG) in recorder.err
+    assert "ulimit -f" in recorder.err
+    assert "Traceback" not in recorder.err
+    assert not path.exists()
+    if "are safe in it" in recorder.err:
+        found = contents(tmp_path / "out.h5.partial")
+        assert found["n_frames"] > 0
+        assert np.array_equal(found["frames"][0], noise)
+    else:
+        assert not os.listdir(tmp_path)
+
+
+def test_the_limit_of_that_test_is_what_stops_the_recorder(
+    cli: Any, example_file: Path, tmp_path: Path
+) -> None:
+    recorder = cli.start_python(
+        "-c", LIMITED, str(resource.RLIM_INFINITY), "record", "cam1", str(tmp_path / "out.h5")
+    )
+    replay = cli("replay", example_file, "--name", "cam1", "--wait-for-readers", 1)
+    assert (replay.code, recorder.end()) == (0, 0)
+    assert sys.executable

@@ -1,0 +1,101 @@
+"""A survey says of every channel what its header says, and of what has none, why."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import pyhub
+from pyhub.monitor.survey import survey
+from pyhub.names import segment_path
+
+DIES = (
+    "import os, sys, pyhub\n"
+    "producer = pyhub.DataBlockProducer.create(sys.argv[1], dtype='i8', shape=(4,))\n"
+    "producer.put([1, 2, 3, 4], flex={'a': 1})\n"
+    "os.kill(os.getpid(), 9)"
+)
+
+
+def test_no_channels_give_nothing() -> None:
+    assert survey() == []
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(pyhub.SegmentNotFound, match="no channel 'nobody'"):
+        survey(["nobody"])
+
+
+def test_a_channel_is_told_with_its_newest_parameters() -> None:
+    with pyhub.DataBlockProducer.create("cam1", dtype="u2", shape=(3, 4), slots=2) as producer:
+        (state,) = survey(sample_s=0.0)
+        assert (state.name, state.state, state.flex, state.age_s) == ("cam1", "live", None, None)
+        producer.put(np.zeros((3, 4), "u2"), flex={"a": 1})
+        (state,) = survey(sample_s=0.0)
+    assert state.header is not None
+    assert (state.header.shape, state.header.n_slots) == ((3, 4), 2)
+    assert state.header.owner_pid == os.getpid()
+    assert state.flex == {"a": 1}
+    assert state.age_s is not None
+    assert state.age_s >= 0
+    assert state.rate_hz == 0.0
+
+
+def test_the_death_of_a_producer_is_seen() -> None:
+    died = subprocess.run([sys.executable, "-c", DIES, "cam1"], check=False)
+    assert died.returncode == -9
+    (state,) = survey(sample_s=0.0)
+    assert (state.state, state.flex) == ("dead", {"a": 1}), "what it left can be read"
+    segment_path("cam1").unlink()
+
+
+def test_closed_channels_are_told_apart() -> None:
+    producer = pyhub.DataBlockProducer.create("cam1", dtype="u1", shape=(4,))
+    os.rename(segment_path("cam1"), segment_path("cam2"))
+    producer.close()
+    (state,) = survey(sample_s=0.0)
+    assert (state.name, state.state) == ("cam2", "closed")
+    segment_path("cam2").unlink()
+
+
+def test_what_is_no_whole_segment_of_this_layout_is_unreadable() -> None:
+    with pyhub.DataBlockProducer.create("cam1", dtype="u1", shape=(4,)):
+        content = segment_path("cam1").read_bytes()
+    contents = {
+        "cut": (content[:-1], "truncated"),
+        "empty": (b"", "is not a pyhub segment"),
+        "foreign": (content[:8] + struct.pack("<I", 99) + content[12:], "layout 99"),
+        "garbage": (b"x" * 1000, "is not a pyhub segment"),
+    }
+    for name, (bytes_, _) in contents.items():
+        segment_path(name).touch(mode=0o600)
+        segment_path(name).write_bytes(bytes_)
+    found = {state.name: state for state in survey()}
+    for name in contents:
+        segment_path(name).unlink()
+    assert set(found) == set(contents)
+    for name, (_, problem) in contents.items():
+        assert found[name].state == "unreadable"
+        assert found[name].header is None
+        assert problem in found[name].problem
+
+
+def test_parameters_that_cannot_be_decoded_are_a_problem_of_their_channel_alone() -> None:
+    with (
+        pyhub.DataBlockProducer.create("bad") as bad,
+        pyhub.DataBlockProducer.create("good") as good,
+    ):
+        good.put(flex={"a": 1})
+        bad.begin_publish()
+        bad.get_flexible_zone_buffer()[:1] = b"\xc1"
+        bad.end_publish(pyhub.ZoneUpdateInfo(flex_zone=True, flex_zone_size=1))
+        states = {state.name: state for state in survey(sample_s=0.0)}
+    assert states["good"].flex == {"a": 1}
+    assert states["bad"].state == "live"
+    assert states["bad"].flex is None
+    assert states["bad"].problem
