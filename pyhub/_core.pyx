@@ -1,7 +1,7 @@
 # cython: language_level=3, embedsignature=False
 """The mapped file, the lease of this process, and what a status code means.
 
-Module order: errors <- names <- _core <- one module a channel kind.
+Module order: errors <- _core <- one module a channel kind.
 """
 
 cimport cython

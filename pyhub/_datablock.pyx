@@ -84,7 +84,7 @@ cdef enum:
 @cython.final
 @cython.auto_pickle(False)
 cdef class DataBlock:
-    """One process's handle on a DataBlock. Channels wrap it: pyhub/datablock.py.
+    """One process's handle on a DataBlock. Channels wrap it: pyhub/datablock.
 
     Threads may share a handle: the lock belongs to the thread that began.
     """

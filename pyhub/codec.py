@@ -256,7 +256,7 @@ def _to_json(value: Any, depth: int, counter: list[int]) -> Any:
 
 def _decode_json(packed: bytes) -> dict[str, Any]:
     try:
-        return _as_map(_from_json(json.loads(packed), 1, [0]))
+        return _as_map(_from_json(json.loads(packed, parse_constant=_refuse_constant), 1, [0]))
     except CodecError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
@@ -289,6 +289,10 @@ def _from_json(value: Any, depth: int, counter: list[int]) -> Any:
         return raw
     array = _array(value["dtype"], tuple(value["shape"]), raw)
     return array[()] if kind == "scalar" else array
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 # --- Both ---

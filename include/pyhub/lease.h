@@ -51,16 +51,17 @@ static phb_lease_registry phb_leases = {PTHREAD_MUTEX_INITIALIZER, 0, 0, {{{0}, 
 static inline void phb_lease_enter(void)
 {
     const pid_t pid = getpid();
-    if (phb_leases.pid != pid) {
-        /* First use, or a fork's child. The child shares the descriptors, not
-         * the bytes; and another thread may have held the lock at the fork. */
+    const pid_t known = __atomic_load_n(&phb_leases.pid, __ATOMIC_RELAXED);
+    if (known != 0 && known != pid) {
+        /* A fork's child, which has one thread yet. It shares the descriptors,
+         * not the bytes; and a thread may have held the lock at the fork. */
         pthread_mutex_init(&phb_leases.lock, NULL);
-        phb_leases.pid = pid;
         for (int i = 0; i < phb_leases.n_files; i++) {
             phb_leases.files[i].lease = 0;
         }
     }
     pthread_mutex_lock(&phb_leases.lock);
+    __atomic_store_n(&phb_leases.pid, pid, __ATOMIC_RELAXED);
 }
 
 static inline void phb_lease_exit(void)

@@ -202,8 +202,10 @@ static inline int phb_segment_create(phb_segment *segment, const char *directory
     }
     /* Not ftruncate: pages that do not exist yet are a bus error when memory
      * runs out. posix_fallocate answers with the error, not in errno. */
-    int error = size > (uint64_t)INT64_MAX ? EFBIG
-                                           : posix_fallocate(segment->fd, 0, (off_t)size);
+    int error = size > (uint64_t)INT64_MAX ? EFBIG : EINTR;
+    for (int attempt = 0; attempt < 1000 && error == EINTR; attempt++) {
+        error = posix_fallocate(segment->fd, 0, (off_t)size); /* a signal ends it early */
+    }
     if (error || fstat(segment->fd, &file) ||
         phb_segment_map(segment, segment->fd, PROT_READ | PROT_WRITE) != PHB_OK) {
         error = error ? error : errno;
@@ -257,7 +259,8 @@ static inline int phb_segment_publish(phb_segment *segment, const char *path)
 }
 
 /* The checks that every kind shares, on a private copy of its constants.
- * Those that say "this is not for you" come before those that say "damaged". */
+ * "Not a segment" and "another version" come before "damaged": of such a file
+ * nothing more can be said. */
 static inline int phb_segment_check(const unsigned char *constants, uint32_t kind,
                                     uint64_t constant_size, uint64_t file_size, int writable)
 {

@@ -140,7 +140,7 @@ def _process(name: str, *arguments: str) -> Iterator[_Part]:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    # A terminal's Ctrl-C reached it too; asking twice does no harm.
+    # A terminal's Ctrl-C reached it too; then this comes second, and is not heeded.
     child.send_signal(signal.SIGTERM)
     try:
         child.wait(10.0)
@@ -156,7 +156,7 @@ def _interrupted_later() -> Iterator[None]:
     handlers = {
         number: signal.signal(number, lambda number, _: caught.append(number))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is signal.default_int_handler
+        if callable(signal.getsignal(number))
     }
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from enum import IntEnum
 from typing import Any
 
@@ -36,6 +37,20 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
 )
 
 
+# Signals that come so soon after one that was heeded mean the same: a terminal's
+# Ctrl-C reaches a child, and its parent asks it to end as well.
+_ECHO_S = 1.0
+_heeded_at = -_ECHO_S
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Raise `KeyboardInterrupt`, but not a second time into the cleaning up."""
+    global _heeded_at
+    if time.monotonic() - _heeded_at >= _ECHO_S:
+        _heeded_at = time.monotonic()
+        raise KeyboardInterrupt
+
+
 class Commands(click.Group):
     """A group whose commands end with a message and a code, not a traceback."""
 
@@ -46,9 +61,9 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run; SIGTERM and a terminal that closes are taken as Ctrl-C: all end cleanly."""
         logging.basicConfig(level=logging.WARNING, format="pyhub: %(message)s")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else: nohup, which is to hold
-            signal.signal(signal.SIGHUP, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # else: nohup, which is to hold
+                signal.signal(number, _interrupt)
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:

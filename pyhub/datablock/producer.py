@@ -119,7 +119,8 @@ class DataBlockProducer(Publisher):
     def attach(cls, name: str, *, notify: Notify | None = None) -> DataBlockProducer:
         """Become one more producer of the channel `name`; it keeps its owner.
 
-        If the owner has died, this producer becomes it.
+        If the owner has died, this producer becomes it, now or at its next
+        publish. Until then the channel counts as left: see decision 0009.
 
         Raises
         ------

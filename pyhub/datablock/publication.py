@@ -108,9 +108,9 @@ class Publication:
         """Fill the frame from `array`, which may have fewer rows than the channel."""
         producer = self._producer
         size = producer._layout.size_of(array)
-        if array.flags.c_contiguous and array.dtype.kind not in "mM":
+        if array.flags.c_contiguous:
             producer._block.write_data(array)
-        else:  # numpy knows how to walk it; dates have no buffer protocol
+        else:  # numpy knows how to walk it
             view = producer.get_structured_data_buffer()
             np.copyto(view[: array.shape[0]] if array.shape else view, array)
         self._has_data = True

@@ -170,7 +170,8 @@ class MessageHub:
     ) -> DataBlockProducer:
         """Create the channel `name` and tell the broker.
 
-        Arguments and errors as for `DataBlockProducer.create`; also
+        Keep what is returned: a producer that nobody holds is closed. Arguments
+        and errors as for `DataBlockProducer.create`; also
         `BrokerRefused` if another host has a channel of that name.
         """
         self._connection.check()

@@ -191,7 +191,7 @@ class RuntimeDirectory:
         # It would end over these in its log; here, the user is told.
         for who in ("broker", "client"):
             load_or_create_keys(self.key_path(who))
-        log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             # It forks once more and this half ends at once: no child to wait
             # for later, and no terminal to be ended with.

@@ -23,10 +23,7 @@ __all__ = [
 ]
 
 COMPRESSIONS = ("gzip", "lzf", "bitshuffle-lz4", "none")
-
-
 MAX_CHUNK_BYTES = (1 << 32) - 1  # HDF5: the size of a chunk has 32 bits
-
 
 Filters = list[tuple[int, tuple[int, ...]]]
 

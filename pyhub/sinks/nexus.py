@@ -564,12 +564,6 @@ class _Pending:
     units: dict[str, str]
 
 
-# One value a row
-
-
-# Small parts
-
-
 def _now() -> str:
     """Return the time in ISO 8601, always of the same length."""
     return dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")

@@ -11,7 +11,7 @@ END_OF_FILE_OFFSET = 40  # in a superblock of version 0
 
 
 def create_file(h5py: Any, path: str) -> Any:
-    """Make a file with an old superblock and new structures: see the module's text."""
+    """Make a file with an old superblock and new structures: nexus.py says why."""
     h5py.File(path, "x", libver=("earliest", "v110")).close()
     # Without blocks for metadata, HDF5 never ends a flush by cutting off what is
     # left of one: for an instant, the file would be shorter than it says.

@@ -177,7 +177,7 @@ class _CtrlC:
     def __enter__(self) -> _CtrlC:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is signal.default_int_handler:
+                if callable(signal.getsignal(number)):
                     self._former.append((number, signal.signal(number, self._press)))
         return self
 

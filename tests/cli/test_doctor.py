@@ -27,7 +27,10 @@ LIMITED = (
 def findings(doctor: Any) -> dict[str, list[tuple[str, str, str]]]:
     """Return verdict, fact and advice of each finding by its subject."""
     found: dict[str, list[tuple[str, str, str]]] = {}
-    text = r"^ {0,2}(ok|warn|fail)  ([a-z ]+): (.*)\n((?:      → (?:.|\n)*?)?)(?=^ {0,2}(?:ok|warn|fail)  |\Z)"
+    text = (
+        r"^ {0,2}(ok|warn|fail)  ([a-z ]+): (.*)\n"
+        r"((?:      → (?:.|\n)*?)?)(?=^ {0,2}(?:ok|warn|fail)  |\Z)"
+    )
     for verdict, subject, fact, advice in re.findall(text, doctor.out, re.MULTILINE):
         found.setdefault(subject, []).append((verdict, fact, advice))
     return found

@@ -1,4 +1,4 @@
-"""However a recording ends, its file says what is in it; no half-written file has the final name."""
+"""However a recording ends, its file says so; none that is half written has the final name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -416,4 +415,3 @@ def test_the_limit_of_that_test_is_what_stops_the_recorder(
     )
     replay = cli("replay", example_file, "--name", "cam1", "--wait-for-readers", 1)
     assert (replay.code, recorder.end()) == (0, 0)
-    assert sys.executable

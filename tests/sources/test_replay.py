@@ -107,7 +107,7 @@ def test_a_file_that_is_damaged_ends_it_and_publishes_no_half_frame(tmp_path: Pa
     content[place] ^= 0xFF
     path.write_bytes(content)
     with FrameFile(path) as source:
-        with pytest.raises(pyhub.CodecError, match="frame 2 of .* cannot be read"):
+        with pytest.raises(pyhub.CodecError, match=r"frame 2 of .* cannot be read"):
             published(source, range(5))
         with pyhub.DataBlockProducer.create("cam1", dtype=">i2", shape=(3, 4)) as producer:
             with pytest.raises(pyhub.CodecError):
