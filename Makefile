@@ -2,6 +2,7 @@
 # make test   all tests
 # make check  style, types, stubs
 # make bench  benchmarks: a table, and JSON in benchmarks/results
+# make gates  instructions, system calls and ratios against benchmarks/budget.toml
 # make conda  builds and tests the conda package, offline
 #
 # All of them need python3 >= 3.11 with venv, gcc and make; the rest goes into
@@ -36,6 +37,7 @@ bench: $(VENV)/.built $(VENV)/.test
 
 gates: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python benchmarks/instructions.py --check
+	$(BIN)/python benchmarks/syscalls.py --check
 	$(BIN)/python benchmarks/ratios.py --check
 
 conda: $(VENV)/.built $(VENV)/.conda
@@ -51,12 +53,12 @@ dist: $(VENV)/.check
 	$(BIN)/python -m build
 
 clean:
-	rm -rf build dist *.egg-info pyhub/*.c pyhub/*.so $(VENV)
+	rm -rf build dist *.egg-info pyhub/*.c pyhub/*.so conda-bld benchmarks/results $(VENV)
 
 # The package, editable, and with what record and replay need. Built anew when
 # a header or a native module changes.
 $(VENV)/.built: pyproject.toml setup.py $(HEADERS) $(NATIVE) | $(VENV)/.made
-	@echo "building pyhub into $(VENV) ..."
+	@echo "building pyhub into $(VENV): half a minute, once ..."
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[hdf5]'
 	@touch $@
 

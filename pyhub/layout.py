@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -111,12 +112,12 @@ class FrameLayout:
             )
         return cls(checked, tuple(int(n) for n in dimensions))
 
-    @property
+    @cached_property
     def frame_bytes(self) -> int:
         """Bytes of a frame of the full shape."""
         return self.dtype.itemsize * math.prod(self.shape)
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row: all dimensions but the first."""
         return self.dtype.itemsize * math.prod(self.shape[1:])

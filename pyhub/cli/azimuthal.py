@@ -6,6 +6,7 @@ import click
 import numpy as np
 
 from pyhub.cli.options import Number, example
+from pyhub.cli.waiting import find_consumer
 from pyhub.hub.message_hub import MessageHub
 from pyhub.sinks.stages import N_BINS, publish_azimuthal
 
@@ -21,9 +22,10 @@ def command(channel: str, timeout_s: float | None) -> None:
     """
     with (
         MessageHub() as hub,
-        hub.find_datablock_consumer(channel, timeout_s=timeout_s) as consumer,
+        find_consumer(hub, channel, timeout_s) as consumer,
         hub.create_datablock_producer(
             f"{channel}.azimuthal", dtype=np.float32, shape=(N_BINS,), slots=16
         ) as producer,
     ):
+        click.echo(f"publishing {producer.name}; look with: pyhub tap {producer.name}", err=True)
         publish_azimuthal(consumer, producer)

@@ -97,14 +97,15 @@ def _show(
     end: float,
 ) -> None:
     """Draw, or print lines without a terminal, until `end` or the death of a child."""
-    live = Live(console=console, auto_refresh=False, screen=console.is_terminal)
+    is_screen = console.is_terminal and not console.is_dumb_terminal
+    live = Live(console=console, auto_refresh=False, screen=is_screen)
     next_lines = time.monotonic() + _LINES_S
-    with live if console.is_terminal else contextlib.nullcontext():
+    with live if is_screen else contextlib.nullcontext():
         while time.monotonic() < end:
             for part in parts:
                 part.check()
             dashboard.update()
-            if console.is_terminal:
+            if is_screen:
                 live.update(dashboard.renderable(console.width, console.height), refresh=True)
             elif time.monotonic() >= next_lines:
                 next_lines += _LINES_S

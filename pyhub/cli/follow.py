@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from pyhub.cli.options import Number, example
+from pyhub.cli.waiting import find_consumer
 from pyhub.hub.message_hub import MessageHub
 from pyhub.sinks.stages import publish_progress
 
@@ -20,7 +21,8 @@ def command(channel: str, timeout_s: float | None) -> None:
     """
     with (
         MessageHub() as hub,
-        hub.find_datablock_consumer(channel, timeout_s=timeout_s) as consumer,
+        find_consumer(hub, channel, timeout_s) as consumer,
         hub.create_datablock_producer(f"{channel}.follow", slots=2) as producer,
     ):
+        click.echo(f"publishing {producer.name}; look with: pyhub tap {producer.name}", err=True)
         publish_progress(consumer, producer)

@@ -8,6 +8,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from pyhub.cli.options import Number, example
 from pyhub.cli.outcome import ExitCode
+from pyhub.cli.waiting import find_consumer
+from pyhub.datablock import DataBlockConsumer
 from pyhub.hub.message_hub import MessageHub
 from pyhub.sinks.nexus import COMPRESSIONS
 from pyhub.sinks.recorder import check_target, record
@@ -42,7 +44,7 @@ def command(
     check_target(file, compression=compression, overwrite=overwrite)
     with (
         MessageHub() as hub,
-        hub.find_datablock_consumer(channel, timeout_s=timeout_s) as consumer,
+        _find(ctx, hub, channel, timeout_s) as consumer,
         Progress(
             TextColumn("recording {task.description}"),
             BarColumn(),
@@ -65,5 +67,22 @@ def command(
         f"wrote {recording.n_frames} frames to {file}, {recording.n_missing} missing{ended}",
         err=True,
     )
+    if recording.n_missing:
+        click.echo(
+            "  missing frames were overwritten before they could be written, and are marked in the "
+            "file;\n  give the producer more slots (pyhub sim --slots, replay --slots), or record "
+            "with --compression none",
+            err=True,
+        )
     if not recording.is_complete:
+        ctx.exit(ExitCode.PARTIAL)
+
+
+def _find(
+    ctx: click.Context, hub: MessageHub, channel: str, timeout_s: float | None
+) -> DataBlockConsumer:
+    try:
+        return find_consumer(hub, channel, timeout_s)
+    except KeyboardInterrupt:
+        click.echo(f"nothing recorded: {channel!r} did not appear; no file was made", err=True)
         ctx.exit(ExitCode.PARTIAL)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pyhub.cli.options import Number, example, format_shape
+from pyhub.cli.waiting import saying
 from pyhub.codec import encode
 from pyhub.errors import WaitTimeout
 from pyhub.hub.message_hub import MessageHub
@@ -21,8 +22,9 @@ from pyhub.sources.replay import parameters_of, replay
 @click.command(
     "replay",
     epilog=example(
-        "pyhub record cam1 copy.h5 --frames 10 &",
-        "pyhub replay scan.h5 --dataset /entry/data/data --name cam1 --wait-for-readers 1",
+        "pyhub replay scan.h5 --name cam2 --rate 10",
+        "pyhub record cam2 copy.h5 --frames 10 &",
+        "pyhub replay scan.h5 --dataset /entry/data/data --name cam2 --wait-for-readers 1",
     ),
 )
 @click.argument("file", type=click.Path())
@@ -73,7 +75,9 @@ def command(
             slots=slots or _slots_for(n_frames, source.dtype.itemsize * prod(source.frame_shape)),
         ) as producer:
             label = f"{name}: {source.dtype} {format_shape(source.frame_shape)}"
-            if not hub.wait_for_readers(name, wait_for_readers, timeout_s):
+            with saying(f"waiting for {wait_for_readers} readers of {name!r}; Ctrl-C ends"):
+                has_readers = hub.wait_for_readers(name, wait_for_readers, timeout_s)
+            if not has_readers:
                 raise WaitTimeout(
                     f"{hub.n_readers(name)} of {wait_for_readers} readers of {name!r} came in "
                     f"{timeout_s} s; nothing was published.\n  Start them first, or wait longer."

@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from pyhub.cli.options import Number, example, format_shape
+from pyhub.cli.waiting import find_consumer
 from pyhub.datablock import Frame
 from pyhub.hub.message_hub import MessageHub
 
@@ -29,11 +30,10 @@ def command(channel: str, frames: int | None, as_json: bool, timeout_s: float | 
     """
     with (
         MessageHub() as hub,
-        hub.find_datablock_consumer(channel, timeout_s=timeout_s) as consumer,
+        find_consumer(hub, channel, timeout_s) as consumer,
     ):
         for n, frame in enumerate(consumer.frames(timeout_s), 1):
-            facts = summary(frame)
-            click.echo(json.dumps(to_json(facts)) if as_json else _line(frame, facts))
+            click.echo(json.dumps(to_json(summary(frame))) if as_json else line_of(frame))
             if n == frames:
                 break
 
@@ -57,7 +57,9 @@ def summary(frame: Frame) -> dict[str, Any]:
     return facts | {"flex": frame.flex}
 
 
-def _line(frame: Frame, facts: dict[str, Any]) -> str:
+def line_of(frame: Frame) -> str:
+    """Return what a person wants to see of a frame, in one line."""
+    facts = summary(frame)
     when = dt.datetime.fromtimestamp(frame.timestamp).strftime("%H:%M:%S.%f")[:-3]
     numbers = f"{facts['dtype']} {format_shape(frame.data.shape)}"
     if "mean" in facts:

@@ -39,6 +39,7 @@ class Attachment:
         self.n_restarts = 0
         self._owner_uid = os.geteuid() if owner_uid is None else owner_uid
         self._path = segment_path(name, self._owner_uid)
+        self._leases = str(lease_path(self._owner_uid))
 
     def renew(self) -> bool:
         """Map the segment that has the name now; False if there is none but ours.
@@ -103,4 +104,4 @@ class Attachment:
         return SegmentNotFound(f"there is no channel {self.name!r} (waited {waited_s} s).\n  {why}")
 
     def _was_left(self, block: DataBlock) -> bool:
-        return not lease_is_alive(lease_path(self._owner_uid), block.segment.owner_lease)
+        return not lease_is_alive(self._leases, block.segment.owner_lease)

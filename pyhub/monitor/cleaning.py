@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyhub._core import remove_dead, remove_leases
-from pyhub.errors import AbiMismatch, AccessDenied, SegmentDamaged
+from pyhub.errors import AbiMismatch, AccessDenied, SegmentDamaged, SegmentNotFound
 from pyhub.hub.runtime import RuntimeDirectory
 from pyhub.names import lease_path, segment_names, segment_path
 
@@ -38,7 +38,12 @@ def clean(runtime: RuntimeDirectory | None) -> Iterator[str]:
 def force(name: str) -> str:
     """Remove the file of channel `name` whatever it is; say so."""
     path = segment_path(name)
-    path.unlink()
+    try:
+        path.unlink()
+    except FileNotFoundError as error:
+        raise SegmentNotFound(
+            f"there is no channel {name!r} (no file {path}).\n  See which there are: pyhub ls"
+        ) from error
     return f"removed {path}, whatever it was; who has it mapped keeps it"
 
 

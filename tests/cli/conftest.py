@@ -174,6 +174,13 @@ class CommandLine:
         program.end()
         return program
 
+    def side_by_side(self, *commands: list[Any], **options: Any) -> list[Program]:
+        """Call several commands at once, and wait for all of them."""
+        programs = [self.start(*command, **options) for command in commands]
+        for program in programs:
+            program.end()
+        return programs
+
     def start(self, *arguments: object, **options: Any) -> Program:
         return self.start_python("-m", "pyhub", *map(str, arguments), **options)
 
@@ -243,6 +250,14 @@ def _state(pid: int) -> str:
 @pytest.fixture
 def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """The command line, with the session's broker; no process may outlive its test."""
+    line = CommandLine(tmp_path_factory.mktemp("cli"))
+    yield line
+    line.await_nobody()
+
+
+@pytest.fixture(scope="module")
+def called_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """A command line whose programs serve a whole module."""
     line = CommandLine(tmp_path_factory.mktemp("cli"))
     yield line
     line.await_nobody()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,25 @@ def start_broker(apart: Any, *options: object) -> Any:
 
 def runtime_of(line: Any) -> Path:
     return Path(line.environment["PYHUB_RUNTIME_DIR"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unanswered(called_once: Any) -> Iterator[Any]:
+    """Programs whose broker does not answer; the other tests run while they wait for it."""
+    runtime = Path(tempfile.mkdtemp(prefix="phb-"))
+    called_once.environment["PYHUB_RUNTIME_DIR"] = str(runtime)
+    broker = start_broker(called_once)
+    broker.suspend()
+    stuck = [called_once.start("sim", "--frames", 1), called_once.start("tap", "cam1")]
+    # And one that cannot start a broker: its socket's name is taken.
+    elsewhere = runtime / "b"
+    (elsewhere / "broker.sock" / "x").mkdir(parents=True)
+    elsewhere.chmod(0o700)
+    alone = called_once.start("sim", "--frames", 1, env={"PYHUB_RUNTIME_DIR": str(elsewhere)})
+    yield called_once, stuck, alone, elsewhere
+    broker.resume()
+    assert broker.end(signal.SIGINT) == 0
+    shutil.rmtree(runtime)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -102,8 +124,8 @@ def test_a_key_file_that_others_may_read_is_refused_by_broker_and_programs(apart
         key.chmod(0o600)
     broker = start_broker(apart)
     (runtime_of(apart) / "client.key").chmod(0o604)
-    for arguments in (["sim"], ["tap", "cam1"], ["record", "cam1", "x.h5"], ["demo"]):
-        refused = apart(*arguments, cwd=runtime_of(apart))
+    commands = (["sim"], ["tap", "cam1"], ["record", "cam1", "x.h5"], ["demo"])
+    for refused in apart.side_by_side(*commands, cwd=runtime_of(apart)):
         assert refused.code == 1
         assert "client.key has mode 0604" in refused.err
         assert "Traceback" not in refused.err
@@ -122,19 +144,11 @@ def test_a_key_file_of_other_content_is_refused(apart: Any) -> None:
         assert "Traceback" not in refused.err
 
 
-def test_6_is_a_broker_that_does_not_answer(apart: Any) -> None:
-    broker = start_broker(apart)
-    broker.suspend()
-    # Side by side: each gives it the time that it is due.
-    programs = [apart.start("sim", "--frames", 1), apart.start("tap", "cam1")]
-    # And one that cannot start: its socket's name is taken.
-    elsewhere = runtime_of(apart) / "b"
-    (elsewhere / "broker.sock" / "x").mkdir(parents=True)
-    elsewhere.chmod(0o700)
-    alone = apart.start("sim", "--frames", 1, env={"PYHUB_RUNTIME_DIR": str(elsewhere)})
-    listed = apart("ls")
+def test_6_is_a_broker_that_does_not_answer(unanswered: Any) -> None:
+    line, stuck, alone, elsewhere = unanswered
+    listed = line("ls")
     assert listed.code == 0, "the list is read from shared memory"
-    for program in programs:
+    for program in stuck:
         assert program.end() == 6
         assert "BrokerUnreachable: the broker in" in program.err
         assert "did not answer" in program.err
@@ -143,5 +157,3 @@ def test_6_is_a_broker_that_does_not_answer(apart: Any) -> None:
     assert "BrokerUnreachable: the broker did not start" in alone.err
     assert f"See why in {elsewhere / 'broker.log'}" in alone.err
     assert (elsewhere / "broker.log").read_text()
-    broker.resume()
-    assert broker.end(signal.SIGINT) == 0

@@ -26,7 +26,10 @@ def children(pid: int) -> dict[str, int]:
 
 
 def test_it_ends_by_itself_and_leaves_nothing(cli: Any) -> None:
-    demo = cli("demo", "--seconds", 3, *SMALL)
+    with cli.in_terminal("demo", "--seconds", 3, "--name", "a", *SMALL, size=(8, 30)) as small:
+        demo = cli("demo", "--seconds", 3, "--name", "b", *SMALL)
+        assert small.end() == 0, small
+        assert "frames flowed" in small.out.replace("\n", ""), "it fits into a small terminal"
     assert demo.code == 0, demo
     assert re.search(r"^\d+ frames flowed; all processes have ended$", demo.out, re.MULTILINE)
     assert cli.running() == []
@@ -34,8 +37,7 @@ def test_it_ends_by_itself_and_leaves_nothing(cli: Any) -> None:
     assert "Traceback" not in demo.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_without_a_terminal_it_prints_lines_of_every_channel(cli: Any, number: int) -> None:
+def test_without_a_terminal_it_prints_lines_of_every_channel(cli: Any) -> None:
     demo = cli.start("demo", "--name", "det", *SMALL)
     demo.says("(?m)^det +" + ROW.format("-", "-"))
     for reader in ("azimuthal", "follow"):
@@ -43,7 +45,7 @@ def test_without_a_terminal_it_prints_lines_of_every_channel(cli: Any, number: i
     demo.says(r"frame \d+  frame_number=\d+  exposure_s=0\.02  energy_keV=\S+  angle_deg=\S+")
     assert set(children(demo.pid)) == {"sim", "azimuthal", "follow"}
     assert set(segment_names()) == {"det", "det.azimuthal", "det.follow"}
-    assert demo.end(number) == 0
+    assert demo.end(signal.SIGTERM) == 0
     assert re.search(r"[1-9]\d* frames flowed; all processes have ended\n$", demo.out)
     assert "\x1b" not in demo.out
     assert "Traceback" not in demo.err
@@ -70,14 +72,7 @@ def test_in_a_terminal_it_draws_a_table_and_a_picture_until_ctrl_c(cli: Any) -> 
     assert segment_names() == []
 
 
-@pytest.mark.parametrize("size", [(24, 80), (8, 30), (2, 10)], ids=str)
-def test_it_fits_into_small_terminals(cli: Any, size: tuple[int, int]) -> None:
-    with cli.in_terminal("demo", "--seconds", 2, *SMALL, size=size) as demo:
-        assert demo.end() == 0, demo
-        assert "frames flowed" in demo.out.replace("\n", "")
-
-
-@pytest.mark.parametrize("n_parts", [1, 2, 3])
+@pytest.mark.parametrize("n_parts", [1, 3])
 def test_ctrl_c_at_once_ends_it_quietly(cli: Any, n_parts: int) -> None:
     with cli.in_terminal("demo", *SMALL) as demo:
         parts = Path(f"/proc/{demo.pid}/task/{demo.pid}/children")
@@ -100,8 +95,8 @@ def test_closing_its_window_ends_all_of_it(cli: Any) -> None:
     assert segment_names() == []
 
 
-@pytest.mark.parametrize("victim", ["sim", "follow"])
-def test_the_death_of_a_part_is_told_and_ends_the_others(cli: Any, victim: str) -> None:
+def test_the_death_of_a_part_is_told_and_ends_the_others(cli: Any) -> None:
+    victim = "sim"
     demo = cli.start("demo", *SMALL)
     demo.says(r"cam1\.follow +frames/s \d")
     pid = children(demo.pid)[victim]
@@ -140,6 +135,6 @@ def test_the_demo_survives_the_death_of_the_broker(apart: Any, kill_broker: Any)
     demo.says(r"cam1\.follow +frames/s \d")
     kill_broker(Path(apart.environment["PYHUB_RUNTIME_DIR"]), signal.SIGKILL)
     n_before = len(re.findall("frame_number=", demo.out))
-    demo.says("(?s)" + "frame_number=.*?" * (n_before + 3))
+    demo.says("(?s)" + "frame_number=.*?" * (n_before + 1))
     assert demo.end(signal.SIGINT) == 0
     assert "Traceback" not in demo.err

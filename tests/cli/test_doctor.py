@@ -88,8 +88,7 @@ def test_a_runtime_directory_that_is_open_to_others_fails(apart: Any, runtime: P
     assert f"{runtime} has mode 0755" in fact
     assert f"chmod 700 {runtime}" in advice
     check_advice(found)
-    for command in (["sim"], ["clean"], ["broker"], ["tap", "cam1"]):
-        refused = apart(*command)
+    for refused in apart.side_by_side(["sim"], ["clean"], ["broker"], ["tap", "cam1"]):
         assert refused.code == 1
         assert f"chmod 700 {runtime}" in refused.err
         assert "Traceback" not in refused.err
@@ -104,8 +103,8 @@ def test_shared_memory_that_is_not_there_fails(apart: Any, tmp_path: Path) -> No
     check_advice(found)
     broker = apart.start("broker")
     broker.says("listens on")
-    for command in (["sim"], ["clean"], ["ls"], ["info", "cam1"]):
-        refused = apart(*command, env=nowhere)
+    commands = (["sim"], ["clean"], ["ls"], ["info", "cam1"])
+    for refused in apart.side_by_side(*commands, env=nowhere):
         assert refused.code in (1, 3), refused
         assert f"{tmp_path}/nowhere" in refused.err
         assert "Traceback" not in refused.err

@@ -21,9 +21,18 @@ def test_every_command_that_users_were_promised_is_there() -> None:
     assert set(COMMANDS) >= ISSUED
 
 
+@pytest.fixture(scope="module")
+def helps(called_once: Any) -> dict[str, Any]:
+    """Every command, asked for help."""
+    programs = called_once.side_by_side(*([name, "--help"] for name in COMMANDS))
+    return dict(zip(COMMANDS, programs, strict=True))
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_shows_an_example_that_the_command_would_take(cli: Any, name: str) -> None:
-    shown = cli(name, "--help")
+def test_help_shows_an_example_that_the_command_would_take(
+    helps: dict[str, Any], name: str
+) -> None:
+    shown = helps[name]
     assert shown.code == 0
     assert main.commands[name].get_short_help_str(200).endswith(".")
     lines = re.findall(r"^ +pyhub (.+)$", shown.out.partition("Example:")[2], re.MULTILINE)
@@ -66,46 +75,52 @@ def test_1_is_a_failure(cli: Any) -> None:
     assert failed.err.startswith("InvalidName: 'a b' cannot be the name of a channel.\n  Use 1 to")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["sim", "--shape", "0x5"],
-        ["sim", "--shape", "5"],
-        ["sim", "--dtype", "object"],
-        ["sim", "--rate", "0"],
-        ["sim", "--rate", "nan"],
-        ["sim", "--seconds", "nan"],
-        ["tap"],
-        ["tap", "cam1", "--timeout", "-1"],
-        ["record", "cam1", "x.h5", "--compression", "zip"],
-        ["no-such-command"],
-        ["ls", "--no-such-option"],
-    ],
-    ids=" ".join,
-)
-def test_2_is_wrong_usage(cli: Any, arguments: list[str]) -> None:
-    wrong = cli(*arguments)
+WRONG = [
+    "sim --shape 0x5",
+    "sim --shape 5",
+    "sim --dtype object",
+    "sim --rate 0",
+    "sim --rate nan",
+    "sim --seconds nan",
+    "tap",
+    "tap cam1 --timeout -1",
+    "record cam1 x.h5 --compression zip",
+    "no-such-command",
+    "ls --no-such-option",
+]
+
+
+@pytest.fixture(scope="module")
+def misused(called_once: Any) -> dict[str, Any]:
+    """Every command line that is wrong, called."""
+    programs = called_once.side_by_side(*(line.split() for line in WRONG))
+    return dict(zip(WRONG, programs, strict=True))
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_2_is_wrong_usage(misused: dict[str, Any], line: str) -> None:
+    wrong = misused[line]
     assert wrong.code == 2
     assert wrong.err.startswith("Usage:")
     assert "Traceback" not in wrong.err
 
 
-@pytest.mark.parametrize("command", ["tap", "record", "follow", "azimuthal"])
-def test_3_is_a_channel_that_is_not_there(cli: Any, tmp_path: Path, command: str) -> None:
-    file = [str(tmp_path / "x.h5")] if command == "record" else []
-    missing = cli(command, "nobody", *file, "--timeout", "0.1")
-    assert missing.code == 3
-    assert "SegmentNotFound: there is no channel 'nobody'" in missing.err
-    assert "pyhub ls" in missing.err
+def test_3_is_a_channel_or_file_that_is_not_there(cli: Any, tmp_path: Path) -> None:
+    waiting = cli.side_by_side(
+        ["tap", "nobody", "--timeout", 0.1],
+        ["record", "nobody", tmp_path / "x.h5", "--timeout", 0.1],
+        ["follow", "nobody", "--timeout", 0.1],
+        ["azimuthal", "nobody", "--timeout", 0.1],
+        ["info", "nobody"],
+    )
+    for missing in waiting:
+        assert missing.code == 3
+        assert "SegmentNotFound: there is no channel 'nobody'" in missing.err
+        assert "pyhub ls" in missing.err
     assert not list(tmp_path.iterdir())
-
-
-def test_3_is_a_channel_or_file_that_is_not_there(cli: Any) -> None:
-    assert cli("info", "nobody").code == 3
-    assert cli("clean", "--force", "nobody").code == 3
-    replay = cli("replay", "/nowhere/file.h5")
-    assert replay.code == 3
-    assert "/nowhere/file.h5" in replay.err
+    forced, replay = cli.side_by_side(["clean", "--force", "nobody"], ["replay", "/no/file.h5"])
+    assert (forced.code, replay.code) == (3, 3)
+    assert "/no/file.h5" in replay.err
 
 
 def test_4_is_a_frame_that_did_not_come_in_time(cli: Any) -> None:

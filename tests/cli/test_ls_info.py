@@ -61,9 +61,28 @@ UNREADABLE = {
 
 
 @pytest.mark.usefixtures("channels")
-def test_json_tells_the_state_of_every_channel(cli: Any, hub: Any) -> None:
-    with hub.find_datablock_consumer("live"), hub.find_datablock_consumer("live"):
-        listed = cli("ls", "--json")
+def test_every_channel_is_told_whatever_its_state(cli: Any, hub: Any) -> None:
+    with (
+        hub.find_datablock_consumer("live"),
+        hub.find_datablock_consumer("live"),
+        cli.in_terminal("ls", size=(40, 100)) as narrow,
+    ):
+        as_json, table, *infos = cli.side_by_side(
+            ["ls", "--json"], ["ls"], *(["info", name] for name in UNREADABLE)
+        )
+        assert narrow.end() == 0
+    check_json(as_json)
+    check_table(table)
+    (line,) = (line for line in narrow.out.splitlines() if line.split()[:1] == ["live"])
+    assert line.split()[1:5] == ["live", "float32", "5x7", "3"]
+    assert line.split()[-1] == str(os.getpid())
+    for info, problem in zip(infos, UNREADABLE.values(), strict=True):
+        assert info.code == 1
+        assert problem in info.out
+        assert "Traceback" not in info.err
+
+
+def check_json(listed: Any) -> None:
     assert listed.code == 0
     assert not listed.err
     found = {channel["name"]: channel for channel in json.loads(listed.out)}
@@ -84,9 +103,7 @@ def test_json_tells_the_state_of_every_channel(cli: Any, hub: Any) -> None:
         assert problem in found[name]["problem"]
 
 
-@pytest.mark.usefixtures("channels")
-def test_the_table_has_a_row_for_every_channel(cli: Any) -> None:
-    listed = cli("ls")
+def check_table(listed: Any) -> None:
     assert listed.code == 0
     lines = [line.split() for line in listed.out.splitlines() if line[:1] == " " and line.strip()]
     rows = {line[0]: line for line in lines}
@@ -97,15 +114,6 @@ def test_the_table_has_a_row_for_every_channel(cli: Any) -> None:
     for name, problem in UNREADABLE.items():
         assert rows[name] == [name, "unreadable"]
         assert re.search(rf"^{name}: .*{problem}", listed.out, re.MULTILINE)
-
-
-@pytest.mark.usefixtures("channels")
-def test_in_a_narrow_terminal_the_columns_of_sound_channels_can_be_read(cli: Any) -> None:
-    with cli.in_terminal("ls", size=(40, 100)) as listed:
-        assert listed.end() == 0
-    (line,) = (line for line in listed.out.splitlines() if line.split()[:1] == ["live"])
-    assert line.split()[1:5] == ["live", "float32", "5x7", "3"]
-    assert line.split()[-1] == str(os.getpid())
 
 
 def test_without_a_broker_readers_are_unknown_and_none_is_started(apart: Any) -> None:
@@ -165,15 +173,6 @@ def test_info_shows_header_and_parameters_and_takes_no_markup_for_its_own(
     assert facts["flex"] == flex
     assert facts["structured_buffer_size"] == 24
     assert facts["structured_buffer_version"] == 1
-
-
-@pytest.mark.usefixtures("channels")
-@pytest.mark.parametrize("name", UNREADABLE)
-def test_info_on_what_cannot_be_read_says_why_and_fails(cli: Any, name: str) -> None:
-    info = cli("info", name)
-    assert info.code == 1
-    assert UNREADABLE[name] in info.out
-    assert "Traceback" not in info.err
 
 
 def test_info_on_parameters_that_cannot_be_decoded_says_so(cli: Any, hub: Any) -> None:

@@ -97,7 +97,7 @@ def check_frames(found: dict[str, Any], n: int) -> None:
 # --- Ends that users choose ---
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_recording_is_complete_if_no_number_was_asked_for(
     recording: Any, tmp_path: Path, awaiting: Any, number: int
 ) -> None:
@@ -149,12 +149,9 @@ def test_a_recorder_that_still_waits_for_its_channel_may_be_stopped(
     cli: Any, awaiting: Any, hub: Any, tmp_path: Path
 ) -> None:
     recorder = cli.start("record", "cam1", tmp_path / "out.h5")
-    descriptors = Path(f"/proc/{recorder.pid}/fd")
-    awaiting(
-        lambda: any(os.readlink(link).endswith("..leases") for link in descriptors.iterdir()),
-        "its way to the broker",
-    )
-    assert recorder.end(signal.SIGINT) == 0
+    recorder.says(r"waiting for channel 'cam1'")
+    assert recorder.end(signal.SIGINT) == 5
+    assert "nothing recorded: 'cam1' did not appear; no file was made" in recorder.err
     assert "Traceback" not in recorder.err
     assert not os.listdir(tmp_path)
 
@@ -222,14 +219,13 @@ def test_a_producer_that_comes_back_with_the_same_shape_goes_on_in_the_same_file
 # --- Frames that are missing ---
 
 
-@pytest.mark.parametrize("slots", [2, 5])
 def test_missing_frames_are_marked_exactly_where_they_are(
-    recording: Any, tmp_path: Path, awaiting: Any, slots: int
+    recording: Any, tmp_path: Path, awaiting: Any
 ) -> None:
-    at_work = recording(slots=slots)
+    at_work = recording(slots=2)
     at_work.put(1)
     at_work.await_frames(awaiting, 1)
-    for burst in (50, 1, 30):
+    for burst in (50, 31):
         at_work.program.suspend()
         at_work.put(burst)
         at_work.program.resume()
@@ -241,7 +237,7 @@ def test_missing_frames_are_marked_exactly_where_they_are(
     found = contents(tmp_path / "out.h5")
     assert found["ids"].tolist() == list(range(82)), "each frame has its row, lost or not"
     valid = found["valid"]
-    assert found["n_missing"] == 82 - valid.sum() >= 80 - 2 * slots
+    assert found["n_missing"] == 82 - valid.sum() >= 77
     assert found["n_frames"] == valid.sum()
     assert valid[0]
     assert valid[-1]
@@ -284,24 +280,24 @@ def test_an_existing_file_is_not_touched_without_being_told_to(
     check_frames(contents(path), 2)
 
 
-@pytest.mark.parametrize(
-    ("target", "options", "code", "words"),
-    [
+def test_a_file_that_cannot_be_written_is_refused_before_the_channel_comes(
+    cli: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "directory").mkdir()
+    cases: list[tuple[str, list[str], int, str]] = [
         ("nowhere/out.h5", [], 3, "nowhere"),
         ("file/out.h5", [], 3, "file"),
         ("directory", [], 2, "directory"),
         ("out.h5", ["--compression", "bitshuffle-lz4"], 1, "pip install hdf5plugin"),
-    ],
-)
-def test_a_file_that_cannot_be_written_is_refused_before_the_channel_comes(
-    cli: Any, tmp_path: Path, target: str, options: list[str], code: int, words: str
-) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "directory").mkdir()
-    refused = cli("record", "cam1", tmp_path / target, *options)
-    assert refused.code == code, refused
-    assert words in refused.err
-    assert "Traceback" not in refused.err
+    ]
+    refused = cli.side_by_side(
+        *(["record", "cam1", tmp_path / target, *options] for target, options, _, _ in cases)
+    )
+    for program, (_, _, code, words) in zip(refused, cases, strict=True):
+        assert program.code == code, program
+        assert words in program.err
+        assert "Traceback" not in program.err
     assert sorted(os.listdir(tmp_path)) == ["directory", "file"]
 
 

@@ -94,10 +94,6 @@ KINDS = {
     "one single frame": RNG.integers(0, 1 << 16, (31, 37), np.uint16),
     "compound": np.frombuffer(RNG.bytes(3 * 8 * 9 * POINT.itemsize), POINT).reshape(3, 8, 9),
     "big-endian": RNG.integers(-(1 << 40), 1 << 40, (4, 7, 5)).astype(">i8"),
-    "bool": RNG.random((3, 11, 5)) < 0.5,
-    "complex64": (RNG.random((3, 4, 5)) + 1j * RNG.random((3, 4, 5))).astype(np.complex64),
-    "float16": RNG.integers(0, 1 << 16, (2, 6, 6), np.uint16).view(np.float16),
-    "text": RNG.integers(65, 91, (2, 3, 4), np.uint8).astype("S1").astype("S4"),
 }
 
 
@@ -127,15 +123,13 @@ def test_a_recording_can_be_replayed_and_gives_the_same_parameters_again(
         assert found.units == given.units
 
 
-@pytest.mark.parametrize("compression", ["lzf", "none"])
-def test_every_compression_keeps_the_frames(
-    cli: Any, example_file: Path, tmp_path: Path, compression: str
-) -> None:
-    recorder = cli.start("record", "cam1", tmp_path / "x.h5", "--compression", compression)
+def test_another_compression_keeps_the_frames(cli: Any, example_file: Path, tmp_path: Path) -> None:
+    recorder = cli.start("record", "cam1", tmp_path / "x.h5", "--compression", "lzf")
     replay = cli("replay", example_file, "--name", "cam1", "--wait-for-readers", 1)
     assert (replay.code, recorder.end()) == (0, 0)
     with h5py.File(example_file) as given, h5py.File(tmp_path / "x.h5") as out:
         assert out["entry/data/data"][()].tobytes() == given[FRAMES][()].tobytes()
+        assert out["entry/data/data"].compression == "lzf"
 
 
 def test_a_replay_may_take_a_part_of_the_file(cli: Any, example_file: Path, tmp_path: Path) -> None:
@@ -168,15 +162,11 @@ def test_a_replay_that_loops_goes_on_counting_until_it_is_stopped(
 
 
 def test_a_rate_spreads_the_frames_over_time(cli: Any, example_file: Path, tmp_path: Path) -> None:
-    for name, rate in (("paced", ["--rate", 10]), ("unpaced", [])):
-        copied(cli, example_file, FRAMES, tmp_path / f"{name}.h5", *rate)
-    spans = {}
-    for name in ("paced", "unpaced"):
-        with h5py.File(tmp_path / f"{name}.h5") as file:
-            spans[name] = np.ptp(file["entry/data/timestamp"][:])
-    # 0.9 s, if the first frame was in time; the rest is for a machine that was not.
-    assert spans["paced"] > 0.45
-    assert spans["paced"] > spans["unpaced"]
+    copied(cli, example_file, FRAMES, tmp_path / "x.h5", "--rate", 10, "--stop", 8)
+    with h5py.File(tmp_path / "x.h5") as file:
+        span_s = np.ptp(file["entry/data/timestamp"][:])
+    # 0.7 s, if the first frame was in time; the rest is for a machine that was not.
+    assert span_s > 0.35
 
 
 def test_a_replay_waits_for_all_the_readers_it_was_asked_for(
@@ -202,9 +192,10 @@ def test_a_replay_that_waits_in_vain_publishes_nothing(cli: Any, example_file: P
     assert "Start them first, or wait longer" in replay.err
 
 
-@pytest.mark.parametrize(
-    ("options", "code", "words"),
-    [
+def test_what_cannot_be_replayed_is_refused_with_what_there_is(
+    cli: Any, example_file: Path
+) -> None:
+    cases: list[tuple[list[str], int, list[str]]] = [
         (["--dataset", "/entry/data/nothing"], 1, ["/entry/data/nothing", FRAMES, "(10, 39, 61)"]),
         (["--dataset", "/entry/data"], 1, ["no data set", FRAMES]),
         (["--start", "10"], 2, ["no frames from 10 to 10", "has 10"]),
@@ -212,34 +203,26 @@ def test_a_replay_that_waits_in_vain_publishes_nothing(cli: Any, example_file: P
         (["--start", "5", "--stop", "5"], 2, ["no frames from 5 to 5"]),
         (["--name", "a/b"], 1, ["'a/b' cannot be the name"]),
         (["--slots", "70000"], 1, ["slots=70000", "65536"]),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
-)
-def test_what_cannot_be_replayed_is_refused_with_what_there_is(
-    cli: Any, example_file: Path, options: list[str], code: int, words: list[str]
-) -> None:
-    refused = cli("replay", example_file, *options)
-    assert refused.code == code, refused
-    for word in words:
-        assert word in refused.err
-    assert "Traceback" not in refused.err
+    ]
+    refused = cli.side_by_side(*(["replay", example_file, *options] for options, _, _ in cases))
+    for program, (_, code, words) in zip(refused, cases, strict=True):
+        assert program.code == code, program
+        assert all(word in program.err for word in words), program
+        assert "Traceback" not in program.err
 
 
-@pytest.mark.parametrize("content", [b"", b"no HDF5 at all\n" * 100, "truncated", "directory"])
-def test_a_file_that_is_no_hdf5_is_refused(
-    cli: Any, example_file: Path, tmp_path: Path, content: bytes | str
-) -> None:
-    path = tmp_path / "bad.h5"
-    if content == "directory":
-        path.mkdir()
-    elif content == "truncated":
-        path.write_bytes(example_file.read_bytes()[:3000])
-    else:
-        path.write_bytes(content)
-    refused = cli("replay", path)
-    assert refused.code == 1, refused
-    assert "bad.h5" in refused.err
-    assert "Traceback" not in refused.err
+def test_a_file_that_is_no_hdf5_is_refused(cli: Any, example_file: Path, tmp_path: Path) -> None:
+    whole = example_file.read_bytes()
+    contents = {"empty": b"", "text": b"no HDF5 at all\n" * 100, "cut": whole[:3000]}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    names = [*contents, "folder"]
+    refused = cli.side_by_side(*(["replay", tmp_path / name] for name in names))
+    for program, name in zip(refused, names, strict=True):
+        assert program.code == 1, program
+        assert str(tmp_path / name) in program.err
+        assert "Traceback" not in program.err
 
 
 def test_a_reader_is_told_the_units_of_parameters(cli: Any, example_file: Path) -> None:

@@ -113,7 +113,7 @@ def test_frames_that_cannot_be_averaged_are_a_clear_error(cli: Any, hub: Any) ->
         assert hub.wait_for_readers("cam1", 1, 20)
         producer.put(np.ones((16, 16), "c8"))
         assert stage.end() == 1
-    assert stage.err.startswith("LayoutError: the frame is complex64")
+    assert "LayoutError: the frame is complex64" in stage.err
     assert "Traceback" not in stage.err
 
 

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 # Root may write everywhere; without these capabilities it has to ask like others.
 AS_ANYBODY = (
     "import ctypes, os, sys\n"
@@ -34,24 +32,21 @@ def test_a_runtime_directory_that_cannot_be_written_is_told(apart: Any, runtime:
     assert apart("sim", "--shape", "16x16", "--frames", 1).code == 0
 
 
-@pytest.mark.parametrize("kind", ["below a file", "a file", "a link", "too long"])
-def test_a_runtime_directory_that_cannot_be_one_is_told(
-    apart: Any, tmp_path: Path, kind: str
-) -> None:
+def test_a_runtime_directory_that_cannot_be_one_is_told(apart: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    path = {
-        "below a file": tmp_path / "file" / "rt",
-        "a file": tmp_path / "file",
-        "a link": tmp_path / "link",
-        "too long": tmp_path / ("x" * 100),
-    }[kind]
-    refused = apart("sim", "--frames", 1, env={"PYHUB_RUNTIME_DIR": str(path)})
-    assert refused.code == 1
-    assert str(path) in refused.err
-    assert "PYHUB_RUNTIME_DIR" in refused.err
-    assert "Traceback" not in refused.err
+    for path in (
+        tmp_path / "file" / "rt",
+        tmp_path / "file",
+        tmp_path / "link",
+        tmp_path / ("x" * 99),
+    ):
+        refused = apart.start("sim", "--frames", 1, env={"PYHUB_RUNTIME_DIR": str(path)})
+        assert refused.end() == 1
+        assert str(path) in refused.err
+        assert "PYHUB_RUNTIME_DIR" in refused.err
+        assert "Traceback" not in refused.err
 
 
 def test_shared_memory_that_cannot_be_written_is_told(apart: Any) -> None:
@@ -97,7 +92,7 @@ def test_no_home_and_no_environment_are_enough(apart: Any) -> None:
     kept = {name: apart.environment[name] for name in ("PYHUB_SHM_DIR", "PYHUB_RUNTIME_DIR")}
     shell = apart.start_shell(
         f"exec env -i {' '.join(f'{name}={value}' for name, value in kept.items())} "
-        f'"{sys.executable}" -m pyhub demo --seconds 2 --shape 16x16'
+        f'"{sys.executable}" -m pyhub sim --frames 2 --shape 16x16'
     )
     assert shell.end() == 0, shell
-    assert "frames flowed" in shell.out
+    assert "publishing cam1" in shell.err

@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pyhub.cli.tap import line_of, summary, to_json
+from pyhub.codec import encode
+from pyhub.datablock import Frame
+
 FRAMES = [
     np.arange(6, dtype=np.uint16).reshape(2, 3),
     np.array([[np.nan, 1.0], [2.0, np.inf]], np.float32),
@@ -60,23 +64,15 @@ def test_lost_frames_are_counted_where_they_are_missing(cli: Any, hub: Any) -> N
 
 
 @pytest.mark.parametrize("array", FRAMES, ids=lambda array: f"{array.dtype.name}")
-@pytest.mark.parametrize("as_json", [True, False], ids=["json", "plain"])
-def test_frames_of_every_type_are_printed(
-    cli: Any, hub: Any, array: np.ndarray[Any, Any], as_json: bool
-) -> None:
-    with hub.create_datablock_producer("cam1", dtype=array.dtype, shape=array.shape) as producer:
-        producer.put(array, flex={"x": np.longdouble(1.5)})
-        tap = cli("tap", "cam1", "--frames", 1, *(["--json"] if as_json else []))
-    assert tap.code == 0, tap
-    assert not tap.err
-    (line,) = tap.out.splitlines()
-    if as_json:
-        facts = json.loads(line, parse_constant=pytest.fail)
-        assert facts["shape"] == list(array.shape)
-        assert facts["dtype"] == str(array.dtype)
-        assert facts["flex"] == {"x": 1.5}
-        if array.dtype.kind in "bui":
-            assert (facts["min"], facts["max"]) == (array.min().item(), array.max().item())
+def test_frames_of_every_type_can_be_printed(array: np.ndarray[Any, Any]) -> None:
+    frame = Frame(array, 5, 10**18, 6, 6, 1, encode({"x": np.longdouble(1.5)}))
+    facts = json.loads(json.dumps(to_json(summary(frame))), parse_constant=pytest.fail)
+    assert facts["shape"] == list(array.shape)
+    assert facts["dtype"] == str(array.dtype)
+    assert facts["flex"] == {"x": 1.5}
+    if array.dtype.kind in "bui":
+        assert (facts["min"], facts["max"]) == (array.min().item(), array.max().item())
+    assert line_of(frame).split()[1] == "5"
 
 
 def test_json_has_null_for_what_json_cannot_say(cli: Any, hub: Any) -> None:
