@@ -176,7 +176,7 @@ class _CtrlC:
 
     def __enter__(self) -> _CtrlC:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if callable(signal.getsignal(number)):
                     self._former.append((number, signal.signal(number, self._press)))
         return self

@@ -164,9 +164,13 @@ class CommandLine:
     def __init__(self, folder: Path, **environment: str) -> None:
         self.mark = secrets.token_hex(8)
         self.folder = folder
-        self.environment = (
-            os.environ | {MARK: self.mark, "COLUMNS": "160", "TZ": "UTC"} | environment
-        )
+        settings = {
+            MARK: self.mark,
+            "COLUMNS": "160",
+            "TZ": "UTC",
+            "OPENBLAS_NUM_THREADS": "1",  # to start more takes longer than most commands
+        }
+        self.environment = os.environ | settings | environment
         self._programs: list[Program] = []
 
     def __call__(self, *arguments: object, **options: Any) -> Program:

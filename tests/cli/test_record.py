@@ -103,7 +103,7 @@ def test_a_stopped_recording_is_complete_if_no_number_was_asked_for(
 ) -> None:
     at_work = recording()
     at_work.put(5)
-    at_work.await_frames(awaiting, 1)
+    at_work.await_frames(awaiting, 5)
     assert at_work.program.end(number) == 0
     found = contents(tmp_path / "out.h5")
     check_frames(found, 5)
@@ -119,7 +119,7 @@ def test_a_stopped_recording_is_partial_if_more_frames_were_asked_for(
 ) -> None:
     at_work = recording("--frames", 100)
     at_work.put(5)
-    at_work.await_frames(awaiting, 1)
+    at_work.await_frames(awaiting, 5)
     assert at_work.program.end(signal.SIGINT) == 5
     found = contents(tmp_path / "out.h5")
     check_frames(found, 5)
