@@ -109,7 +109,11 @@ def _wall_times(target: Path) -> dict[str, dict[str, dict[str, float]]]:
     if done.returncode != 0:
         raise SystemExit(f"a benchmark failed:\n{done.stdout}\n{done.stderr}")
     groups: dict[str, dict[str, dict[str, float]]] = {}
-    for benchmark in json.loads(target.read_text())["benchmarks"]:
+    report = json.loads(target.read_text())
+    for benchmark in report["benchmarks"]:
+        del benchmark["stats"]["data"]  # every single round: 80 MB of them
+    target.write_text(json.dumps(report, indent=1))
+    for benchmark in report["benchmarks"]:
         parameters = benchmark["params"]
         side = str(parameters.get("side") or parameters["link"])
         stats = {name: benchmark["stats"][name] for name in ("min", "median", "iqr", "rounds")}

@@ -61,10 +61,15 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run; SIGTERM and a terminal that closes are taken as Ctrl-C: all end cleanly."""
         logging.basicConfig(level=logging.WARNING, format="pyhub: %(message)s")
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        for number in numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:  # else: nohup, which is to hold
                 signal.signal(number, _interrupt)
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        finally:
+            for number in numbers:  # all is done; what is left is the interpreter's own end
+                signal.signal(number, signal.SIG_IGN)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Turn errors that tell what to do into messages."""

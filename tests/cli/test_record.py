@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,19 @@ def test_a_stopped_recording_is_complete_if_no_number_was_asked_for(
     assert f"wrote 5 frames to {tmp_path / 'out.h5'}, 0 missing" in at_work.program.err
     assert "Traceback" not in at_work.program.err
     assert os.listdir(tmp_path) == ["out.h5"]
+
+
+def test_ctrl_c_again_and_again_does_no_harm(recording: Any, tmp_path: Path, awaiting: Any) -> None:
+    at_work = recording()
+    at_work.put(5)
+    at_work.await_frames(awaiting, 5)
+    while at_work.program.code is None:
+        at_work.program.process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            at_work.program.process.wait(0.005)
+    assert at_work.program.code == 0
+    assert "Traceback" not in at_work.program.err
+    check_frames(contents(tmp_path / "out.h5"), 5)
 
 
 def test_a_stopped_recording_is_partial_if_more_frames_were_asked_for(
