@@ -28,7 +28,8 @@ check: $(VENV)/.built $(VENV)/.test $(VENV)/.check
 	$(BIN)/ruff format --check .
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/cython-lint pyhub  # it calls pycodestyle by name
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest pyhub._core pyhub._codec pyhub._datablock \
+	$(BIN)/python -m mypy.stubtest pyhub._core pyhub._codec pyhub._dlpack pyhub._datablock \
+	    pyhub._readers \
 	    --allowlist tests/stubtest-allowlist.txt --ignore-unused-allowlist
 	$(BIN)/python -m pytest -q tests/test_floors.py
 

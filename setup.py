@@ -43,6 +43,6 @@ def native(name: str) -> Extension:
 
 
 setup(
-    ext_modules=[native("_core"), native("_codec"), native("_datablock")],
+    ext_modules=[native(name) for name in ("_core", "_codec", "_dlpack", "_datablock", "_readers")],
     cmdclass={"build_py": BuildWithHeaders},
 )

@@ -14,7 +14,10 @@ from pyhub.datablock import (
     Header,
     LiveView,
     Notification,
+    PinnedFrame,
+    Policy,
     Publication,
+    ReaderState,
     ZoneUpdateInfo,
 )
 from pyhub.errors import *  # noqa: F403  their list stands once, in errors.py
@@ -39,7 +42,10 @@ __all__ = [
     "LiveView",
     "MessageHub",
     "Notification",
+    "PinnedFrame",
+    "Policy",
     "Publication",
+    "ReaderState",
     "ZoneUpdateInfo",
     "get_include",
 ]

@@ -13,6 +13,8 @@ cdef extern from "pyhub/abi.h" nogil:
         PHB_EMPTY
         PHB_BUSY
         PHB_OVERRUN
+        PHB_SKIPPED
+        PHB_FULL
         PHB_CLOSED
         PHB_CAPACITY
         PHB_MISUSE
@@ -76,8 +78,48 @@ cdef extern from "pyhub/segment.h" nogil:
     int phb_segment_is_named(const phb_segment *, const char *path)
     void phb_segment_close(phb_segment *, const char *path)
     int phb_segment_remove_dead(const char *path, const char *leases)
-    int phb_segment_adopt(phb_segment_live *, const char *path, const char *leases,
-                          uint64_t lease)
+    int phb_segment_is_dead(int fd, const char *leases, phb_segment_header *)
+    int phb_segment_companion(char *path, const char *beside, const phb_segment_header *)
+    int phb_segment_is_left(const phb_segment_live *, const char *leases)
+    int phb_segment_join(const phb_segment *, const char *path, const char *leases,
+                         uint64_t lease)
+    void phb_segment_leave(phb_segment_live *, uint64_t lease)
+
+
+cdef extern from "pyhub/readers.h" nogil:
+    enum:
+        PHB_READER_NAME_BYTES
+        PHB_READER_PINS
+        PHB_MAX_READERS
+        PHB_POLICY_LATEST
+        PHB_POLICY_EVERY
+        PHB_POLICY_BLOCK
+        PHB_POLICY_DROP_NEWEST
+        PHB_POLICY_DROP_OLDEST
+    ctypedef struct phb_readers_constants:
+        uint64_t patience_ns
+        uint32_t n_places
+    ctypedef struct phb_reader_place:
+        phb_u64 lease
+        phb_u32 pid
+        phb_u32 policy
+        char name[64]
+        phb_u64 cursor
+        phb_u64 n_read
+        phb_u64 n_lost
+        phb_u64 max_lag
+        phb_u32 pin[6]
+        phb_u64 stalled_ns
+        phb_u64 n_dropped
+    ctypedef struct phb_readers:
+        phb_readers_constants constants
+        phb_segment segment
+        phb_reader_place *places
+    int phb_readers_attach(phb_readers *, const char *beside, const phb_segment_header *,
+                           const char *leases)
+    uint32_t phb_readers_n_used(const phb_readers *)
+    uint32_t phb_readers_reap(phb_readers *)
+    void phb_readers_leave_place(phb_readers *, uint32_t at)
 
 
 cdef extern from "pyhub/datablock.h" nogil:
@@ -108,6 +150,7 @@ cdef extern from "pyhub/datablock.h" nogil:
         phb_u32 writer_pid
         phb_u64 n_recovered
         phb_u64 n_aborted
+        phb_u64 n_dropped
         phb_u64 commit
     ctypedef struct phb_snapshot:
         uint64_t commit
@@ -119,8 +162,15 @@ cdef extern from "pyhub/datablock.h" nogil:
         uint64_t newest_slot
         uint64_t n_filled
         uint64_t zones
+        uint64_t position
+        uint64_t n_dropped
+    ctypedef struct phb_cursor:
+        uint64_t position
+        uint64_t version
+        uint64_t n_dropped
     ctypedef struct phb_frame:
         uint64_t commit
+        uint64_t position
         uint64_t version
         uint64_t frame_id
         uint64_t timestamp_ns
@@ -129,6 +179,7 @@ cdef extern from "pyhub/datablock.h" nogil:
         uint64_t flex_version
         uint64_t flex_size
         uint32_t flex_encoding
+        int has_flex
         int has_data
     ctypedef struct phb_update:
         uint32_t zones
@@ -141,23 +192,49 @@ cdef extern from "pyhub/datablock.h" nogil:
         phb_datablock_constants constants
         phb_segment_live *live
         phb_datablock_control *control
+        phb_readers readers
         int is_open
+        uint32_t gate
         uint32_t slot
         uint32_t entry
+    ctypedef struct phb_reader:
+        phb_readers *table
+        uint32_t at
     int phb_datablock_create(phb_datablock *, phb_segment *, const char *directory,
-                             const char *path, const char *name, uint64_t lease)
+                             const char *path, const char *name, uint32_t n_places,
+                             uint64_t patience_ns, const char *leases, uint64_t lease)
     int phb_datablock_attach(phb_datablock *, phb_segment *, const char *path,
-                             uint32_t owner_uid, int writable)
+                             uint32_t owner_uid, const char *leases)
+    void phb_datablock_close(phb_datablock *, phb_segment *, const char *path)
     void phb_datablock_snapshot(const phb_datablock *, phb_snapshot *)
-    int phb_datablock_read(const phb_datablock *, const uint64_t *version, void *data,
+    int phb_datablock_read(const phb_datablock *, const uint64_t *position, void *data,
                            void *flex, phb_frame *)
+    int phb_datablock_read_next(const phb_datablock *, const phb_cursor *, void *data,
+                                void *flex, phb_frame *)
     int phb_datablock_is_valid(const phb_datablock *, const phb_frame *)
+    phb_cursor phb_cursor_start(const phb_snapshot *)
+    uint64_t phb_cursor_n_lost(const phb_cursor *, const phb_frame *)
+    void phb_cursor_pass(phb_cursor *, const phb_frame *)
+    int phb_datablock_try_begin(phb_datablock *)
     int phb_datablock_begin(phb_datablock *, int64_t deadline_ns)
+    int phb_datablock_claim(phb_datablock *)
     void *phb_datablock_data(phb_datablock *)
     void *phb_datablock_flex(phb_datablock *)
     int phb_datablock_end(phb_datablock *, const phb_update *, phb_snapshot *)
+    int phb_datablock_drop(phb_datablock *)
     int phb_datablock_abort(phb_datablock *)
     int phb_datablock_is_mine(const phb_datablock *)
+    int phb_datablock_recover(phb_datablock *)
+    int phb_datablock_admit(const phb_datablock *, phb_readers *, phb_reader *,
+                            const char *name, uint32_t policy, int from_first,
+                            uint64_t lease, phb_cursor *, int64_t deadline_ns)
+    int phb_datablock_pin(const phb_datablock *, phb_reader *, const uint64_t *position,
+                          void *flex, phb_frame *, uint32_t *pin)
+    int phb_datablock_pin_next(const phb_datablock *, phb_reader *, const phb_cursor *,
+                               void *flex, phb_frame *, uint32_t *pin)
+    void phb_reader_unpin(phb_reader *, uint32_t pin)
+    void phb_reader_pass(phb_reader *, uint64_t position, uint64_t n_read, uint64_t n_lost,
+                         uint64_t lag)
 
 
 cdef extern from "pyhub/flex.h" nogil:

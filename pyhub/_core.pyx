@@ -18,6 +18,7 @@ from libc.errno cimport (
     EPERM,
 )
 from libc.stdint cimport INT64_MAX, uint64_t
+from libc.string cimport memcpy
 
 from pyhub._abi cimport (
     PHB_ABI_VERSION,
@@ -41,10 +42,12 @@ from pyhub._abi cimport (
     phb_lease_own,
     phb_lease_remove_file,
     phb_load32_acquire,
-    phb_load64,
     phb_monotonic_ns,
-    phb_segment_close,
+    phb_segment_companion,
     phb_segment_detach,
+    phb_segment_header,
+    phb_segment_is_dead,
+    phb_segment_is_left,
     phb_segment_is_named,
     phb_segment_remove_dead,
 )
@@ -56,6 +59,10 @@ from pyhub import errors
 
 cdef extern from "errno.h" nogil:
     int errno
+
+cdef extern from "limits.h" nogil:
+    enum:
+        PATH_MAX
 
 cdef extern from "pthread.h" nogil:
     int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept,
@@ -122,19 +129,14 @@ cdef class Segment:
         """Whether the owner closed it."""
         return bool(phb_load32_acquire(&self.c.live.is_closed))
 
-    @property
-    def owner_lease(self):
-        """The lease of the process that owns the segment (see `lease_is_alive`)."""
-        return phb_load64(&self.c.live.owner_lease)
+    def is_left(self, leases):
+        """Whether all its producers have died, as the lock file `leases` tells."""
+        return bool(phb_segment_is_left(self.c.live, os.fsencode(leases)))
 
     @property
     def owner_pid(self):
         """The owner's process id, for messages only."""
         return phb_load32_acquire(&self.c.live.owner_pid)
-
-    def close_as_owner(self):
-        """Tell everybody that nothing more will come, and remove the name."""
-        phb_segment_close(&self.c, os.fsencode(self.path))
 
 
 def process_lease(path):
@@ -169,6 +171,35 @@ def remove_dead(path, leases):
     if status != PHB_OK:
         raise error_for(status, error, os.path.basename(path), str(path))
     return True
+
+
+def is_dead(path, leases):
+    """Return whether the segment file `path` was left by producers that all died.
+
+    Raises what an attach would raise for a file that is no whole segment.
+    """
+    cdef phb_segment_header header
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    cdef int status = phb_segment_is_dead(fd, os.fsencode(leases), &header)
+    cdef int error = errno
+    os.close(fd)
+    if status != PHB_OK and status != PHB_IN_USE:
+        raise error_for(status, error, os.path.basename(path), str(path))
+    return status == PHB_OK
+
+
+def companion(path):
+    """Return the file of the table of readers of the segment file `path`."""
+    cdef phb_segment_header header
+    cdef char found[PATH_MAX]
+    with open(path, "rb", 0) as file:
+        head = file.read(sizeof(header))
+    if len(head) < <Py_ssize_t>sizeof(header):
+        raise error_for(PHB_TRUNCATED, 0, os.path.basename(path), str(path))
+    memcpy(&header, <const char *>head, sizeof(header))
+    if phb_segment_companion(found, os.fsencode(path), &header) != PHB_OK:
+        raise error_for(PHB_SYSTEM, errno, os.path.basename(path), str(path))
+    return os.fsdecode(found)
 
 
 cdef object error_for(int status, int error, str name, str path):

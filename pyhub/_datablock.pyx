@@ -8,7 +8,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset, strlen
+from libc.string cimport memcpy, strlen
 
 from pyhub._abi cimport (
     PHB_BAD_ABI,
@@ -18,8 +18,10 @@ from pyhub._abi cimport (
     PHB_EMPTY,
     PHB_FLEX_JSON,
     PHB_FLEX_MSGPACK,
+    PHB_FULL,
     PHB_INTERRUPTED,
     PHB_MAX_NDIM,
+    PHB_MAX_READERS,
     PHB_MAX_SLOTS,
     PHB_MISUSE,
     PHB_OK,
@@ -29,24 +31,35 @@ from pyhub._abi cimport (
     PHB_ZONE_FLEX,
     PHB_ZONE_STRUCTURED,
     phb_copy_to_shared,
-    phb_datablock,
+    phb_cursor_n_lost,
+    phb_cursor_pass,
+    phb_cursor_start,
     phb_datablock_abort,
     phb_datablock_attach,
     phb_datablock_begin,
+    phb_datablock_claim,
+    phb_datablock_close,
     phb_datablock_create,
     phb_datablock_data,
+    phb_datablock_drop,
     phb_datablock_end,
     phb_datablock_flex,
     phb_datablock_is_mine,
     phb_datablock_is_valid,
     phb_datablock_read,
+    phb_datablock_read_next,
+    phb_datablock_recover,
     phb_datablock_snapshot,
+    phb_datablock_try_begin,
     phb_frame,
     phb_load32,
     phb_load32_acquire,
     phb_load64,
     phb_load64_acquire,
-    phb_segment_adopt,
+    phb_readers_reap,
+    phb_segment_detach,
+    phb_segment_join,
+    phb_segment_leave,
     phb_snapshot,
     phb_update,
     phb_wait_change,
@@ -57,6 +70,7 @@ import os
 
 from pyhub import errors
 from pyhub._core import ABI_VERSION as _ABI_VERSION
+from pyhub.process import process_state
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -66,6 +80,7 @@ ZONE_STRUCTURED = PHB_ZONE_STRUCTURED
 FLEX_MSGPACK = PHB_FLEX_MSGPACK
 FLEX_JSON = PHB_FLEX_JSON
 MAX_SLOTS = PHB_MAX_SLOTS
+MAX_READERS = PHB_MAX_READERS
 
 # What `read` answers beside a frame.
 EMPTY = PHB_EMPTY
@@ -76,9 +91,55 @@ OVERRUN = PHB_OVERRUN
 cdef enum:
     NOGIL_BYTES = 32768
 
-# Flex objects up to this size are read through the stack.
-cdef enum:
-    STACK_BYTES = 8192
+
+cdef int open_buffer(FlexBuffer *buffer, uint64_t capacity) except -1:
+    buffer.at = buffer.stack
+    if capacity > STACK_BYTES:
+        buffer.at = <unsigned char *>PyMem_RawMalloc(capacity)
+        if buffer.at == NULL:
+            raise MemoryError()
+    return 0
+
+
+cdef void close_buffer(FlexBuffer *buffer) noexcept nogil:
+    if buffer.at != buffer.stack:
+        PyMem_RawFree(buffer.at)
+
+
+cdef tuple given(const phb_frame *frame, const unsigned char *flex, Cursor cursor):
+    """What `read` returns for a frame; the cursor goes on to it."""
+    cdef uint64_t n_lost = 0
+    cdef bint is_new = True, is_new_flex = True
+    if cursor is not None:
+        n_lost = phb_cursor_n_lost(&cursor.c, frame)
+        is_new = frame.has_data and frame.position != cursor.c.position
+        is_new_flex = frame.flex_version != cursor.flex_version
+        phb_cursor_pass(&cursor.c, frame)
+        cursor.flex_version = frame.flex_version
+    return (0, frame.version, frame.frame_id, frame.timestamp_ns,
+            frame.size if frame.has_data else None, frame.slot, frame.position,
+            frame.flex_version, frame.flex_encoding,
+            PyBytes_FromStringAndSize(<const char *>flex, frame.flex_size)
+            if frame.has_flex else None,
+            n_lost, is_new, is_new_flex)
+
+
+cdef tuple not_given(int status):
+    return (status, 0, 0, 0, None, 0, 0, 0, 0, None, 0, False, False)
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Cursor:
+    """The last frame, and the last parameters, that a reader was given.
+
+    Numbers are those of the channel, in 64 bits that may wrap.
+    """
+
+    @property
+    def position(self):
+        """Of the frame, in the order of the ring."""
+        return self.c.position
 
 
 @cython.final
@@ -89,25 +150,25 @@ cdef class DataBlock:
     Threads may share a handle: the lock belongs to the thread that began.
     """
 
-    cdef phb_datablock db
-    cdef readonly Segment segment
-    cdef readonly bint is_owner
-    cdef int generation
+    def __cinit__(self):
+        self.db.readers.segment.fd = -1
 
     def __init__(self):
         raise TypeError("use DataBlock.create or DataBlock.attach")
 
+    def __dealloc__(self):
+        phb_segment_detach(&self.db.readers.segment)
+
     @staticmethod
-    def create(path, str name, uint64_t lease, *, uint64_t flex_zone_capacity,
+    def create(path, str name, leases, uint64_t lease, *, uint64_t flex_zone_capacity,
                uint64_t structured_buffer_capacity, uint32_t n_slots, str dtype,
-               uint64_t itemsize, tuple shape):
+               uint64_t itemsize, tuple shape, uint32_t n_places, uint64_t patience_ns):
         """Make a segment and give it the name `path`."""
         cdef DataBlock self = DataBlock.__new__(DataBlock)
         cdef Segment segment = Segment.__new__(Segment)
         cdef bytes text = dtype.encode()
         if len(text) >= PHB_DTYPE_BYTES or len(shape) > PHB_MAX_NDIM:
             raise errors.LayoutError(f"dtype {dtype!r} or shape {shape!r} is too long")
-        memset(&self.db, 0, sizeof(self.db))
         self.db.constants.flex_zone_capacity = flex_zone_capacity
         self.db.constants.structured_buffer_capacity = structured_buffer_capacity
         self.db.constants.n_slots = n_slots
@@ -123,9 +184,12 @@ cdef class DataBlock:
         cdef const char *directory_chars = c_directory
         cdef const char *name_chars = c_name
         cdef int status, error
+        self.leases = os.fsencode(leases)
+        self.lease = lease
+        cdef const char *leases_chars = self.leases
         with nogil:
             status = phb_datablock_create(&self.db, &segment.c, directory_chars, path_chars,
-                                          name_chars, lease)
+                                          name_chars, n_places, patience_ns, leases_chars, lease)
             error = errno
         if status != PHB_OK:
             raise error_for(status, error, name, os.fsdecode(path))
@@ -133,12 +197,16 @@ cdef class DataBlock:
         return self._bind(segment, name, os.fsdecode(path))
 
     @staticmethod
-    def attach(path, str name, uint32_t owner_uid, bint writable):
-        """Map the segment that `path` names: read-only, or as another producer."""
+    def attach(path, str name, uint32_t owner_uid, leases=None):
+        """Map the segment that `path` names: read-only, or, with `leases`, as a producer."""
         cdef DataBlock self = DataBlock.__new__(DataBlock)
         cdef Segment segment = Segment.__new__(Segment)
+        cdef const char *leases_chars = NULL
+        if leases is not None:
+            self.leases = os.fsencode(leases)
+            leases_chars = self.leases
         cdef int status = phb_datablock_attach(&self.db, &segment.c, os.fsencode(path),
-                                               owner_uid, writable)
+                                               owner_uid, leases_chars)
         cdef int error = errno
         if status == PHB_BAD_ABI:
             raise errors.AbiMismatch(
@@ -237,6 +305,10 @@ cdef class DataBlock:
     def n_aborted(self):
         return phb_load64(&self.db.control.n_aborted)
 
+    @property
+    def n_dropped(self):
+        return phb_load64(&self.db.control.n_dropped)
+
     def snapshot(self):
         """What is newest, as of one publish: see the fields of datablock.Header."""
         cdef phb_snapshot now
@@ -261,26 +333,47 @@ cdef class DataBlock:
             if status == PHB_TIMEOUT or phb_load32_acquire(&segment.c.live.is_closed):
                 return False
 
-    def read(self, version, out):
-        """Copy frame `version` (None: the newest) into the buffer `out` (None: leave it).
+    def start(self, bint from_first):
+        """A cursor before the newest frame, or before the first that there ever was."""
+        cdef Cursor cursor = Cursor.__new__(Cursor)
+        cdef phb_snapshot now
+        if not from_first:
+            phb_datablock_snapshot(&self.db, &now)
+            cursor.c = phb_cursor_start(&now)
+        return cursor
 
-        Returns (status, commit, version, frame_id, timestamp_ns, size, slot,
-        flex_version, encoding, flex); `status` 0, EMPTY, BUSY or OVERRUN.
+    def has_news(self, Cursor cursor not None):
+        """Whether there is a frame, or parameters, newer than the cursor's."""
+        cdef phb_snapshot now
+        phb_datablock_snapshot(&self.db, &now)
+        return (now.position != cursor.c.position
+                or now.flex_zone_version != cursor.flex_version)
+
+    def lag(self, Cursor cursor not None):
+        """Frames that were published after the cursor's."""
+        cdef phb_snapshot now
+        phb_datablock_snapshot(&self.db, &now)
+        return <uint64_t>(now.structured_buffer_version - cursor.c.version)
+
+    def read(self, Cursor cursor, bint in_order, out):
+        """Copy the newest frame, or the one after the cursor, into `out` (None: leave it).
+
+        Returns (status, version, frame_id, timestamp_ns, size, slot, position,
+        flex_version, encoding, flex, n_lost, has_new_data, has_new_flex); the
+        last three compare with the cursor, which goes on to the frame. `status`
+        is 0, EMPTY, BUSY or OVERRUN. `size` None: there is no frame, or it
+        cannot be looked at now; `flex` None: there are no parameters.
         """
         cdef Segment segment = self._use()
-        cdef unsigned char stack[STACK_BYTES]
-        cdef unsigned char *flex = stack
-        cdef uint64_t wanted = 0
-        cdef const uint64_t *which = NULL
+        cdef FlexBuffer flex
         cdef phb_frame frame
         cdef Py_buffer data
+        cdef void *to = NULL
         cdef bint has_out = out is not None
         cdef int status
-        if version is not None:
-            wanted = version
-            which = &wanted
         if has_out:
             PyObject_GetBuffer(out, &data, PyBUF_SIMPLE)
+            to = data.buf
         try:
             if has_out and (<uint64_t>data.len < self.db.constants.structured_buffer_capacity
                             or data.readonly):
@@ -289,52 +382,70 @@ cdef class DataBlock:
                     f"{segment.name!r} takes {self.db.constants.structured_buffer_capacity}.\n"
                     "  Use an array of the channel's dtype and full shape."
                 )
-            if self.db.constants.flex_zone_capacity > STACK_BYTES:
-                flex = <unsigned char *>PyMem_RawMalloc(self.db.constants.flex_zone_capacity)
-                if flex == NULL:
-                    raise MemoryError()
-            if has_out and self.db.constants.structured_buffer_capacity >= NOGIL_BYTES:
-                with nogil:
-                    status = phb_datablock_read(&self.db, which, data.buf, flex, &frame)
-            else:
-                status = phb_datablock_read(&self.db, which, data.buf if has_out else NULL,
-                                            flex, &frame)
-            if status == PHB_OK:
-                return (0, frame.commit, frame.version, frame.frame_id, frame.timestamp_ns,
-                        frame.size if frame.has_data else None, frame.slot, frame.flex_version,
-                        frame.flex_encoding,
-                        PyBytes_FromStringAndSize(<char *>flex, frame.flex_size)
-                        if frame.flex_version else None)
+            open_buffer(&flex, self.db.constants.flex_zone_capacity)
+            try:
+                if has_out and self.db.constants.structured_buffer_capacity >= NOGIL_BYTES:
+                    with nogil:
+                        status = (phb_datablock_read_next(&self.db, &cursor.c, to, flex.at, &frame)
+                                  if in_order
+                                  else phb_datablock_read(&self.db, NULL, to, flex.at, &frame))
+                elif in_order:
+                    status = phb_datablock_read_next(&self.db, &cursor.c, to, flex.at, &frame)
+                else:
+                    status = phb_datablock_read(&self.db, NULL, to, flex.at, &frame)
+                if status == PHB_OK:
+                    return given(&frame, flex.at, cursor)
+            finally:
+                close_buffer(&flex)
             if status == PHB_EMPTY or status == PHB_BUSY or status == PHB_OVERRUN:
-                return (status, frame.commit, frame.version, 0, 0, None, 0, 0, 0, None)
+                return not_given(status)
             raise error_for(status, errno, segment.name, segment.path)
         finally:
             if has_out:
                 PyBuffer_Release(&data)
-            if flex != stack:
-                PyMem_RawFree(flex)
 
-    def is_valid(self, uint64_t slot, uint64_t version):
-        """Whether slot `slot` still holds frame `version`, whole."""
+    def is_valid(self, uint64_t slot, uint64_t position):
+        """Whether slot `slot` still holds the frame of `position`, whole."""
         cdef phb_frame frame
         frame.has_data = 1
         frame.slot = slot
-        frame.version = version
+        frame.position = position
         return bool(phb_datablock_is_valid(&self.db, &frame))
 
     # --- Writing ---
 
-    def adopt(self, leases, uint64_t lease):
-        """Become the owner if the owner died."""
-        if phb_segment_adopt(self.segment.c.live, os.fsencode(self.segment.path),
-                             os.fsencode(leases), lease):
+    def join(self, uint64_t lease):
+        """Become a producer that keeps the channel alive; its owner, if that one died."""
+        self.lease = lease
+        if phb_segment_join(&self.segment.c, os.fsencode(self.segment.path), self.leases, lease):
             self.is_owner = True
+
+    def leave(self):
+        """Close the channel as its owner, or leave it as a guest."""
+        if self.is_owner:
+            phb_datablock_close(&self.db, &self.segment.c, os.fsencode(self.segment.path))
+        else:
+            phb_segment_leave(self.segment.c.live, self.lease)
+
+    def recover(self):
+        """Make good what the dead left: (publications rolled back, readers' places emptied).
+
+        None instead of the first number: a living producer is publishing.
+        """
+        self._use()
+        cdef int status = phb_datablock_recover(&self.db)
+        cdef uint32_t n_readers = phb_readers_reap(&self.db.readers)
+        if status == PHB_TIMEOUT:
+            return None, n_readers
+        if status != PHB_OK and status != PHB_RECOVERED:
+            raise error_for(status, errno, self.segment.name, self.segment.path)
+        return int(status == PHB_RECOVERED), n_readers
 
     def begin(self, timeout_s):
         """Take the lock and open a publication; True if its last owner died in it."""
         cdef Segment segment = self._use()
         # Nobody else's: then no clock is read and the GIL is kept.
-        cdef int status = phb_datablock_begin(&self.db, 0)
+        cdef int status = phb_datablock_try_begin(&self.db)
         if status == PHB_TIMEOUT:
             status = self._wait_for_lock(deadline_after(timeout_s))
         if status == PHB_OK or status == PHB_RECOVERED:
@@ -356,9 +467,22 @@ cdef class DataBlock:
             PyErr_CheckSignals()
         return status
 
+    cdef bint _claim(self) except -1:
+        """Ask the admitted readers for a slot; False if they keep all of them."""
+        cdef int status = PHB_INTERRUPTED
+        while status == PHB_INTERRUPTED:
+            with nogil:
+                status = phb_datablock_claim(&self.db)
+            PyErr_CheckSignals()
+        if status == PHB_MISUSE:
+            raise self._misuse()
+        return status == PHB_OK
+
     def take_data(self):
-        """Open the next slot for writing; its index."""
+        """Open the next slot for writing; its index, or None: readers keep every slot."""
         self._use()
+        if self.db.gate and not self._claim():
+            return None
         if phb_datablock_data(&self.db) == NULL:
             raise self._misuse()
         return self.db.slot
@@ -371,7 +495,7 @@ cdef class DataBlock:
         return self.db.entry
 
     def write_data(self, source):
-        """Copy the contiguous buffer `source` into the next slot; its bytes."""
+        """Copy the contiguous buffer `source` into the next slot; False as in `take_data`."""
         cdef Segment segment = self._use()
         cdef Py_buffer data
         cdef void *slot
@@ -383,6 +507,8 @@ cdef class DataBlock:
                     f"{self.db.constants.structured_buffer_capacity}.\n"
                     "  Create the channel with the largest shape that will come."
                 )
+            if self.db.gate and not self._claim():
+                return False
             slot = phb_datablock_data(&self.db)
             if slot == NULL:
                 raise self._misuse()
@@ -391,7 +517,7 @@ cdef class DataBlock:
                     phb_copy_to_shared(slot, data.buf, data.len)
             else:
                 phb_copy_to_shared(slot, data.buf, data.len)
-            return data.len
+            return True
         finally:
             PyBuffer_Release(&data)
 
@@ -447,6 +573,13 @@ cdef class DataBlock:
             )
         raise error_for(status, errno, segment.name, segment.path)
 
+    def drop(self):
+        """Count the frame as one for which readers left no slot, and let the lock go."""
+        cdef Segment segment = self._use()
+        if phb_datablock_drop(&self.db) != PHB_OK:
+            raise self._misuse()
+        Py_DECREF(segment)
+
     def abort(self):
         """Publish nothing and let the lock go; False if nothing was open."""
         if self.generation != fork_generation() or not phb_datablock_is_mine(&self.db):
@@ -466,20 +599,10 @@ cdef class DataBlock:
 
 cdef object _writer_stalled(str name, uint32_t pid, timeout_s):
     """The error for a lock that was not let go in time, with its holder's state."""
-    state = "not visible from here"
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            letter = file.read().rpartition(")")[2].split()[0]
-        state = _STATES.get(letter, letter)
-    except (OSError, IndexError):
-        pass
+    state = process_state(pid)
     return errors.WriterStalled(
         f"channel {name!r}: another producer (pid {pid}, {state}) holds the lock since more "
         f"than {timeout_s} s.\n"
         f"  It is between begin_publish and end_publish. If it is stopped, let it go on "
         f"(kill -CONT {pid}) or end it (kill {pid}); what it had not published is rolled back."
     )
-
-
-_STATES = {"T": "stopped (T)", "t": "stopped by a debugger (t)", "S": "sleeping (S)",
-           "R": "running (R)", "D": "waiting for a device (D)", "Z": "dead (Z)"}

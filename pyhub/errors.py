@@ -16,9 +16,10 @@
     ├── ChannelClosed      (ValueError)         closed, here or by its producer
     │   └── ProducerDied                        ... by death
     ├── PublishError       (RuntimeError)       begin and end out of order
+    ├── AdmissionRefused   (RuntimeError)       no place, or that name is taken
     ├── ForkedHandle       (RuntimeError)       made before a fork, used after
     ├── WaitTimeout        (TimeoutError)       the deadline passed
-    │   └── WriterStalled                       ... because a producer holds the lock
+    │   └── WriterStalled                       ... because a producer does not go on
     ├── Overrun            (LookupError)        the frame was overwritten
     ├── BrokerUnreachable  (ConnectionError)    no broker answers
     ├── BrokerRefused      (RuntimeError)       the broker answered, with a no
@@ -47,6 +48,7 @@ __all__ = [
     "ChannelClosed",
     "ProducerDied",
     "PublishError",
+    "AdmissionRefused",
     "ForkedHandle",
     "WaitTimeout",
     "WriterStalled",
@@ -121,6 +123,10 @@ class PublishError(PyhubError, RuntimeError):
     """A publication was begun twice, ended without a beginning, or by another thread."""
 
 
+class AdmissionRefused(PyhubError, RuntimeError):
+    """The channel does not admit this reader: no place, a name taken, or a policy it rules out."""
+
+
 class ForkedHandle(PyhubError, RuntimeError):
     """The handle was made before a fork and used in the child."""
 
@@ -130,7 +136,7 @@ class WaitTimeout(PyhubError, TimeoutError):
 
 
 class WriterStalled(WaitTimeout):
-    """Another producer holds the lock; it lives, but does not go on."""
+    """A producer lives, but does not go on: it is stopped, or holds the lock too long."""
 
 
 class Overrun(PyhubError, LookupError):

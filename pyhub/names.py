@@ -13,6 +13,7 @@ __all__ = [
     "shm_directory",
     "segment_path",
     "segment_names",
+    "reader_tables",
     "lease_path",
     "get_include",
 ]
@@ -54,6 +55,12 @@ def segment_names(uid: int | None = None) -> list[str]:
     files = [path.name for path in shm_directory().iterdir() if path.name.startswith(prefix)]
     names = [file.removeprefix(prefix) for file in files]
     return sorted(name for name in names if _NAME.fullmatch(name))
+
+
+def reader_tables(uid: int | None = None) -> list[Path]:
+    """Return the files of all tables of admitted readers of user `uid` (readers.h)."""
+    prefix = f"{_prefix(uid)}.readers."
+    return sorted(path for path in shm_directory().iterdir() if path.name.startswith(prefix))
 
 
 def lease_path(uid: int | None = None) -> Path:

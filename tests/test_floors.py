@@ -21,9 +21,12 @@ FLOORS = {
     "pyhub._abi": 0.0,  # the C headers as Cython sees them
     "pyhub.errors": 1.0,
     "pyhub.names": 1.1,
+    "pyhub.process": 1.1,
     "pyhub._core": 1.2,
     "pyhub._codec": 1.3,
+    "pyhub._dlpack": 1.3,
     "pyhub._datablock": 1.3,
+    "pyhub._readers": 1.4,
     "pyhub.layout": 2.0,
     "pyhub.codec": 2.1,
     "pyhub.datablock": 3.0,
@@ -38,18 +41,23 @@ FLOORS = {
 
 # Who may import a native module: its own column, and what it is listed for.
 NATIVE = {
-    "pyhub._abi": {"pyhub._core", "pyhub._codec", "pyhub._datablock"},
+    "pyhub._abi": {"pyhub._core", "pyhub._codec", "pyhub._datablock", "pyhub._readers"},
     "pyhub._core": {
         "pyhub._datablock",  # every native sibling: Segment
+        "pyhub._readers",
         "pyhub.datablock",  # leases
         "pyhub.hub",  # leases
         "pyhub.monitor",  # leases, and removing what the dead left
     },
     "pyhub._codec": {"pyhub.codec"},
+    "pyhub._dlpack": {"pyhub.datablock"},
+    "pyhub._readers": {"pyhub.datablock"},
     "pyhub._datablock": {
+        "pyhub._readers",  # the same column
         "pyhub.datablock",
         "pyhub.hub.notifications",  # a waiter is handed the block to watch
         "pyhub.monitor.survey",  # looks at headers without becoming a reader
+        "pyhub.monitor.cleaning",  # repairs without becoming a producer
     },
 }
 

@@ -50,14 +50,14 @@ public:
 
     int attach(const channel_files &files)
     {
-        return phb_datablock_attach(&db, &segment_, files.segment, geteuid(), 0);
+        return phb_datablock_attach(&db, &segment_, files.segment, geteuid(), nullptr);
     }
 
     bool is_closed() const { return phb_load32_acquire(&db.live->is_closed) != 0; }
 
     bool is_alive(const channel_files &files) const
     {
-        return phb_lease_is_alive(files.leases, phb_load64(&db.live->owner_lease)) != 0;
+        return !phb_segment_is_left(db.live, files.leases);
     }
 
 private:
@@ -108,7 +108,8 @@ public:
         // Start with the oldest frame that is still there.
         phb_snapshot now;
         phb_datablock_snapshot(&channel.db, &now);
-        next_ = now.structured_buffer_version - now.n_filled + 1;
+        cursor_ = {now.position - now.n_filled, now.structured_buffer_version - now.n_filled,
+                   now.n_dropped};
     }
 
     // The next frame, or a later one if it was lost: then `n_lost` tells how
@@ -122,15 +123,14 @@ public:
             // The header's read copies the frame, then looks whether its slot
             // still has the sequence number of that frame: PHB_OK means that
             // frame and parameters are untorn and belong together.
-            const int status = phb_datablock_read(&channel_.db, &next_, pixels_.data(),
-                                                  flex_.data(), &frame);
+            const int status = phb_datablock_read_next(&channel_.db, &cursor_, pixels_.data(),
+                                                       flex_.data(), &frame);
             if (status == PHB_OK) {
-                next_++;
+                n_lost = phb_cursor_n_lost(&cursor_, &frame);
+                phb_cursor_pass(&cursor_, &frame);
                 return PHB_OK;
             }
-            if (status == PHB_OVERRUN) {
-                skip_lost();
-            } else if (status != PHB_EMPTY && status != PHB_BUSY) {
+            if (status != PHB_EMPTY && status != PHB_BUSY) {
                 return status;
             } else if (is_over) {
                 return PHB_EMPTY;
@@ -156,23 +156,11 @@ public:
     uint64_t n_lost = 0;
 
 private:
-    // Frame `next_` is gone: go on with the oldest that is still there. If the
-    // ring still counts `next_` as its oldest, it is being overwritten.
-    void skip_lost()
-    {
-        phb_snapshot now;
-        phb_datablock_snapshot(&channel_.db, &now);
-        const uint64_t oldest = now.structured_buffer_version - now.n_filled + 1;
-        const uint64_t next = std::max(oldest, next_ + 1);
-        n_lost += next - next_;
-        next_ = next;
-    }
-
     Channel &channel_;
     const channel_files &files_;
     std::vector<uint16_t> pixels_;
     std::vector<unsigned char> flex_;
-    uint64_t next_;
+    phb_cursor cursor_{};
 };
 
 int fail(const char *what, const char *name, int status)

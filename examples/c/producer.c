@@ -19,11 +19,13 @@
 
 #include <signal.h>
 
-enum { N_ROWS = 64, N_COLUMNS = 128, N_SLOTS = 8, FLEX_CAPACITY = 256 };
+enum { N_ROWS = 64, N_COLUMNS = 128, N_SLOTS = 8, FLEX_CAPACITY = 256, N_READERS = 64 };
 enum { EXIT_USAGE = 1, EXIT_FAILED = 2 };
 
 /* A producer that cannot get the lock for this long reports it. */
 static const int64_t LOCK_TIMEOUT_NS = 2000000000;
+/* How long a reader that asked to be waited for may hold up a frame. */
+static const uint64_t PATIENCE_NS = 1000000000;
 
 static volatile sig_atomic_t is_stopping = 0;
 
@@ -69,12 +71,11 @@ static int create(phb_datablock *db, phb_segment *segment, const char *name,
     constants->structured_buffer_capacity = N_ROWS * N_COLUMNS * sizeof(uint16_t);
     constants->flex_zone_capacity = FLEX_CAPACITY;
     constants->n_slots = N_SLOTS;
-    status = phb_datablock_create(db, segment, files->directory, files->segment, name, lease);
-    if (status == PHB_EXISTS &&
-        phb_segment_remove_dead(files->segment, files->leases) == PHB_OK) {
+    do {
         status = phb_datablock_create(db, segment, files->directory, files->segment, name,
-                                      lease);
-    }
+                                      N_READERS, PATIENCE_NS, files->leases, lease);
+    } while (status == PHB_EXISTS &&
+             phb_segment_remove_dead(files->segment, files->leases) == PHB_OK);
     return status;
 }
 
@@ -128,7 +129,11 @@ static int publish(phb_datablock *db, uint64_t frame)
     if (status != PHB_OK && status != PHB_RECOVERED) {
         return status;
     }
-    fill((uint16_t *)phb_datablock_data(db), frame);
+    uint16_t *pixels = (uint16_t *)phb_datablock_data(db);
+    if (!pixels) { /* admitted readers keep every slot: they count it as lost */
+        return phb_datablock_drop(db);
+    }
+    fill(pixels, frame);
 
     phb_update update;
     memset(&update, 0, sizeof update);
@@ -210,8 +215,8 @@ int main(int argc, char **argv)
     }
     /* Readers keep what they have mapped: they can still read the last frames
      * after the name is gone, and learn that no more will come. */
-    phb_segment_close(&segment, files.segment);
-    phb_segment_detach(&segment);
+    phb_datablock_close(&db, &segment, files.segment);
+    phb_datablock_detach(&db, &segment);
     printf("published %llu frames\n", (unsigned long long)frame);
     return status == PHB_OK ? EXIT_SUCCESS : EXIT_FAILED;
 }

@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 /* Raised with every change of a layout; then tests/c/golden gets a new file. */
-#define PHB_ABI_VERSION 1u
+#define PHB_ABI_VERSION 2u
 
 #define PHB_CACHE_LINE 64u
 
@@ -44,6 +44,8 @@ typedef enum phb_status {
     PHB_EMPTY,       /* what was asked for has not been published yet */
     PHB_BUSY,        /* the newest frame is being overwritten: wait for the next */
     PHB_OVERRUN,     /* the frame asked for has been overwritten */
+    PHB_SKIPPED,     /* no frame has that position: its slot was pinned; ask for the next */
+    PHB_FULL,        /* readers keep every slot; or the table of readers has no place */
     PHB_CLOSED,      /* the owner closed the segment */
     PHB_CAPACITY,    /* larger than the zone */
     PHB_MISUSE,      /* called out of order, or by a thread that did not begin */
@@ -111,6 +113,18 @@ static inline void phb_store32_release(phb_u32 *shared, uint32_t value)
     __atomic_store_n(&shared->word, value, __ATOMIC_RELEASE);
 }
 
+static inline void phb_add32(phb_u32 *shared, uint32_t n)
+{
+    __atomic_fetch_add(&shared->word, n, __ATOMIC_RELAXED);
+}
+
+/* Store `value` if the word is still *expected; else *expected is what it is. */
+static inline int phb_swap32(phb_u32 *shared, uint32_t *expected, uint32_t value)
+{
+    return __atomic_compare_exchange_n(&shared->word, expected, value, 0, __ATOMIC_SEQ_CST,
+                                       __ATOMIC_RELAXED);
+}
+
 static inline void phb_fence_acquire(void)
 {
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
@@ -119,6 +133,20 @@ static inline void phb_fence_acquire(void)
 static inline void phb_fence_release(void)
 {
     __atomic_thread_fence(__ATOMIC_RELEASE);
+}
+
+/* Between a store and a load, on both sides of a hand-over in which each side
+ * stores its own word and then looks at the other's: at least one of the two
+ * sees what the other stored. */
+static inline void phb_fence_full(void)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+/* Keeps the compiler, not the processor, from swapping what stands around it. */
+static inline void phb_fence_compiler(void)
+{
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
 }
 
 /* --- Arithmetic on sizes that may come from a damaged header ------------- */

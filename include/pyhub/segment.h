@@ -30,6 +30,11 @@
 
 /* Kinds of segments. */
 #define PHB_KIND_DATABLOCK 1u
+#define PHB_KIND_READERS 2u
+
+/* Further producers of a channel whose life keeps it alive; more may come, but
+ * then the channel counts as left when the owner and these are gone. */
+#define PHB_MAX_GUESTS 6u
 
 /* Written by the creator before publish; read by all, at attach. Constant. */
 typedef struct phb_segment_header {
@@ -71,16 +76,21 @@ PHB_ASSERT_OFFSET(phb_segment_header, boot_id, 72);
 PHB_ASSERT_OFFSET(phb_segment_header, segment_id, 88);
 PHB_ASSERT_OFFSET(phb_segment_header, name, 104);
 
-/* On the first cache line after the constants. Written by the owner, or by
- * the producer that takes over from a dead owner; read by everybody. */
+/* On the first cache line after the constants. Written by the owner, by the
+ * producer that takes over from a dead owner, and (guests) by those that come
+ * and go, under the lock of the file; read by everybody. */
 typedef struct phb_segment_live {
-    phb_u64 owner_lease; /* lease.h: the segment is dead when this one is */
+    phb_u64 owner_lease; /* lease.h: the segment is left when this one is dead */
     phb_u32 owner_pid;   /* for messages */
     phb_u32 is_closed;   /* 1: the owner closed it; nothing more will come */
-    unsigned char reserved[48];
+    phb_u64 guest_lease[PHB_MAX_GUESTS]; /* ... and these are, too; 0: a free place */
 } phb_segment_live;
 
 PHB_ASSERT_SIZE(phb_segment_live, 64);
+PHB_ASSERT_OFFSET(phb_segment_live, owner_lease, 0);
+PHB_ASSERT_OFFSET(phb_segment_live, owner_pid, 8);
+PHB_ASSERT_OFFSET(phb_segment_live, is_closed, 12);
+PHB_ASSERT_OFFSET(phb_segment_live, guest_lease, 16);
 
 /* A mapping, private to one process. */
 typedef struct phb_segment {
@@ -227,7 +237,7 @@ static inline int phb_segment_create(phb_segment *segment, const char *directory
     header->segment_size = size;
     header->created_ns = phb_wall_ns();
     header->creator_pid = (uint32_t)getpid();
-    strncpy(header->name, name, PHB_NAME_BYTES - 1);
+    memcpy(header->name, name, strnlen(name, PHB_NAME_BYTES - 1));
     segment->live =
         (phb_segment_live *)(segment->base + phb_segment_live_offset(constant_size));
     phb_store64(&segment->live->owner_lease, lease);
@@ -373,41 +383,55 @@ static inline void phb_segment_close(phb_segment *segment, const char *path)
     }
 }
 
+/* Have all producers of the segment gone? A few system calls for each of them. */
+static inline int phb_segment_is_left(const phb_segment_live *live, const char *leases)
+{
+    if (phb_lease_is_alive(leases, phb_load64(&live->owner_lease))) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < PHB_MAX_GUESTS; i++) {
+        const uint64_t guest = phb_load64(&live->guest_lease[i]);
+        if (guest && phb_lease_is_alive(leases, guest)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
 /* The largest constant part that this version may meet, of any kind. */
 #define PHB_MAX_CONSTANTS 4096u
 
 /* With the file open: is it a whole segment of this ABI, left by the dead?
- * PHB_OK if so, PHB_IN_USE if its owner lives. `leases`: lease.h. */
-static inline int phb_segment_is_dead(int fd, const char *leases)
+ * PHB_OK if so, PHB_IN_USE if a producer of it lives. `leases`: lease.h;
+ * `header` receives what it says of itself. */
+static inline int phb_segment_is_dead(int fd, const char *leases, phb_segment_header *header)
 {
     unsigned char constants[PHB_MAX_CONSTANTS];
     unsigned char boot_id[16];
-    phb_segment_header header;
     phb_segment_live live;
     memset(constants, 0, sizeof constants);
     if (pread(fd, constants, sizeof constants, 0) < 0) {
         return PHB_SYSTEM;
     }
-    memcpy(&header, constants, sizeof header);
-    if (header.magic != PHB_MAGIC) {
+    memcpy(header, constants, sizeof *header);
+    if (header->magic != PHB_MAGIC) {
         return PHB_NOT_SEGMENT;
     }
-    if (header.abi_version != PHB_ABI_VERSION) {
+    if (header->abi_version != PHB_ABI_VERSION) {
         return PHB_BAD_ABI; /* its own pyhub can tell */
     }
-    if (header.constant_size < sizeof header || header.constant_size > sizeof constants ||
-        header.checksum != phb_segment_checksum(constants, header.constant_size)) {
+    if (header->constant_size < sizeof *header || header->constant_size > sizeof constants ||
+        header->checksum != phb_segment_checksum(constants, header->constant_size)) {
         return PHB_DAMAGED;
     }
-    if (pread(fd, &live, sizeof live, (off_t)phb_segment_live_offset(header.constant_size)) !=
+    if (pread(fd, &live, sizeof live, (off_t)phb_segment_live_offset(header->constant_size)) !=
         (ssize_t)sizeof live) {
         return PHB_TRUNCATED;
     }
     if (phb_boot_id(boot_id) != PHB_OK) {
         return PHB_SYSTEM;
     }
-    return memcmp(header.boot_id, boot_id, 16) == 0 &&
-                   phb_lease_is_alive(leases, live.owner_lease.word)
+    return memcmp(header->boot_id, boot_id, 16) == 0 && !phb_segment_is_left(&live, leases)
                ? PHB_IN_USE
                : PHB_OK;
 }
@@ -442,31 +466,60 @@ static inline int phb_segment_lock_file(const char *path, int *status)
     return -1;
 }
 
-/* Remove what `path` names if it is a segment whose owner died: PHB_OK, or
- * PHB_IN_USE, or what is wrong with it. */
+/* --- Companions ---------------------------------------------------------- */
+
+/* A segment may have a companion of its own life (readers.h). Its file lies
+ * beside, and its name is made of the segment's id, which no other has: so it
+ * needs no lock and meets no namesake. The dot keeps it apart from channels. */
+static inline int phb_segment_companion(char path[PATH_MAX], const char *beside,
+                                        const phb_segment_header *header)
+{
+    const char *slash = strrchr(beside, '/');
+    int n = snprintf(path, PATH_MAX, "%.*s/pyhub.%u..readers.", slash ? (int)(slash - beside) : 1,
+                     slash ? beside : ".", header->creator_uid);
+    if (n < 0 || n + 33 > PATH_MAX) {
+        errno = ENAMETOOLONG;
+        return PHB_SYSTEM;
+    }
+    for (int i = 0; i < 16; i++) {
+        snprintf(path + n + 2 * i, 3, "%02x", header->segment_id[i]);
+    }
+    return PHB_OK;
+}
+
+/* Remove what `path` names if it is a segment whose producers died, with its
+ * companion: PHB_OK, or PHB_IN_USE, or what is wrong with it. */
 static inline int phb_segment_remove_dead(const char *path, const char *leases)
 {
     int status;
+    char companion[PATH_MAX];
+    phb_segment_header header;
     int fd = phb_segment_lock_file(path, &status);
     if (fd < 0) {
         return status;
     }
-    status = phb_segment_is_dead(fd, leases);
+    status = phb_segment_is_dead(fd, leases, &header);
     if (status == PHB_OK && unlink(path)) {
         status = PHB_SYSTEM;
     }
     int error = errno;
+    /* Last: a companion without its segment is found by whoever cleans next. */
+    if (status == PHB_OK && phb_segment_companion(companion, path, &header) == PHB_OK) {
+        unlink(companion);
+    }
     close(fd);
     errno = error;
     return status;
 }
 
-/* Take the mapped segment, which `path` names, over from an owner that died:
- * 1 if it is ours now, 0 if it has an owner, or no name any more. */
-static inline int phb_segment_adopt(phb_segment_live *live, const char *path,
-                                    const char *leases, uint64_t lease)
+/* Come to the mapped segment, which `path` names, as a further producer: its
+ * owner, if nobody else is alive (1), else a guest (0), for as long as a place
+ * among the guests is free. */
+static inline int phb_segment_join(const phb_segment *segment, const char *path,
+                                   const char *leases, uint64_t lease)
 {
-    int status;
+    phb_segment_live *live = segment->live;
+    int status, is_ours = 0, is_guest = 0;
     if (phb_load64(&live->owner_lease) == lease) {
         return 0;
     }
@@ -474,13 +527,41 @@ static inline int phb_segment_adopt(phb_segment_live *live, const char *path,
     if (fd < 0) {
         return 0;
     }
-    int is_ours = phb_segment_is_dead(fd, leases) == PHB_OK;
-    if (is_ours) {
+    if (!phb_segment_is_named(segment, path)) { /* another's file by now */
+        close(fd);
+        return 0;
+    }
+    if (!phb_lease_is_alive(leases, phb_load64(&live->owner_lease))) {
         phb_store64(&live->owner_lease, lease);
         phb_store32(&live->owner_pid, (uint32_t)getpid());
+        is_ours = 1;
+    }
+    for (uint32_t i = 0; i < PHB_MAX_GUESTS; i++) {
+        const uint64_t guest = phb_load64(&live->guest_lease[i]);
+        is_guest |= guest == lease;
+        if (is_ours && guest == lease) {
+            phb_store64(&live->guest_lease[i], 0);
+        }
+    }
+    for (uint32_t i = 0; i < PHB_MAX_GUESTS && !is_ours && !is_guest; i++) {
+        const uint64_t guest = phb_load64(&live->guest_lease[i]);
+        if (guest == 0 || !phb_lease_is_alive(leases, guest)) {
+            phb_store64(&live->guest_lease[i], lease);
+            is_guest = 1;
+        }
     }
     close(fd);
     return is_ours;
+}
+
+/* A guest's farewell. */
+static inline void phb_segment_leave(phb_segment_live *live, uint64_t lease)
+{
+    for (uint32_t i = 0; i < PHB_MAX_GUESTS; i++) {
+        if (phb_load64(&live->guest_lease[i]) == lease) {
+            phb_store64(&live->guest_lease[i], 0);
+        }
+    }
 }
 
 #endif

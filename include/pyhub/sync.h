@@ -13,9 +13,13 @@
 #endif
 
 #include <errno.h>
+#include <linux/futex.h>
+#include <linux/membarrier.h>
 #include <pthread.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "abi.h"
 
@@ -228,6 +232,28 @@ static inline int phb_wait_change(const phb_u64 *word, uint64_t seen, int64_t de
         nap = nap * 2 < 1000000 ? nap * 2 : 1000000;
     }
     return PHB_OK;
+}
+
+/* Sleep while *word is `seen`, at most `timeout_ns`; may also return early. Who
+ * changes the word must call phb_futex_wake, if somebody may sleep. */
+static inline void phb_futex_wait(const phb_u32 *word, uint32_t seen, int64_t timeout_ns)
+{
+    struct timespec spec = phb_timespec(timeout_ns);
+    syscall(SYS_futex, &word->word, FUTEX_WAIT, seen, &spec, NULL, 0);
+}
+
+static inline void phb_futex_wake(const phb_u32 *word)
+{
+    syscall(SYS_futex, &word->word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+/* A full fence in every thread of the machine: what they stored before it is
+ * visible to us, what we stored before it is visible to them. Takes some
+ * milliseconds and spares the others a fence each time. False where the kernel
+ * refuses it. */
+static inline int phb_fence_everybody(void)
+{
+    return syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0) == 0;
 }
 
 #endif

@@ -15,6 +15,7 @@ from pyhub.cli import (
     info,
     ls,
     record,
+    recover,
     replay,
     sim,
     tap,
@@ -39,6 +40,7 @@ def main() -> None:
 
 
 for module in (
-    demo, sim, replay, record, ls, info, tap, azimuthal, follow, broker, clean, doctor
+    demo, sim, replay, record, ls, info, tap, azimuthal, follow, broker, clean, recover,
+    doctor,
 ):  # fmt: skip
     main.add_command(module.command)

@@ -4,8 +4,11 @@ from pyhub.datablock.consumer import DataBlockConsumer
 from pyhub.datablock.frame import Frame, LiveView
 from pyhub.datablock.header import Header
 from pyhub.datablock.notice import Notification, ZoneUpdateInfo
+from pyhub.datablock.pinned import PinnedFrame
+from pyhub.datablock.policy import Policy
 from pyhub.datablock.producer import DataBlockProducer
 from pyhub.datablock.publication import Publication
+from pyhub.datablock.reader import ReaderState
 
 __all__ = [
     "DataBlockConsumer",
@@ -14,6 +17,9 @@ __all__ = [
     "Header",
     "LiveView",
     "Notification",
+    "PinnedFrame",
+    "Policy",
     "Publication",
+    "ReaderState",
     "ZoneUpdateInfo",
 ]

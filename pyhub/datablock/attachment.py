@@ -7,7 +7,6 @@ import os
 
 import numpy as np
 
-from pyhub._core import lease_is_alive
 from pyhub._datablock import DataBlock
 from pyhub.datablock.view import block_layout
 from pyhub.errors import ChannelClosed, ProducerDied, PyhubError, SegmentNotFound, SegmentStale
@@ -30,6 +29,8 @@ class Attachment:
         Of its frames.
     n_restarts
         How often another segment took over the name.
+    leases
+        The lock file that tells which of its processes live.
     """
 
     def __init__(self, name: str, owner_uid: int | None = None) -> None:
@@ -39,7 +40,7 @@ class Attachment:
         self.n_restarts = 0
         self._owner_uid = os.geteuid() if owner_uid is None else owner_uid
         self._path = segment_path(name, self._owner_uid)
-        self._leases = str(lease_path(self._owner_uid))
+        self.leases = str(lease_path(self._owner_uid))
 
     def renew(self) -> bool:
         """Map the segment that has the name now; False if there is none but ours.
@@ -53,7 +54,7 @@ class Attachment:
         if former is not None and former.segment.is_named():
             return False  # its producer died; the name still leads to what it left
         try:
-            block = DataBlock.attach(self._path, self.name, self._owner_uid, False)
+            block = DataBlock.attach(self._path, self.name, self._owner_uid)
         except (FileNotFoundError, SegmentStale):
             return False  # a producer that comes takes the name over
         if former is None and self._was_left(block):
@@ -91,7 +92,7 @@ class Attachment:
     def absence(self, waited_s: float | None) -> PyhubError:
         """Return the error of one who waited in vain for the channel to appear."""
         try:
-            left = DataBlock.attach(self._path, self.name, self._owner_uid, False)
+            left = DataBlock.attach(self._path, self.name, self._owner_uid)
         except SegmentStale as error:
             return error
         except FileNotFoundError:
@@ -104,4 +105,4 @@ class Attachment:
         return SegmentNotFound(f"there is no channel {self.name!r} (waited {waited_s} s).\n  {why}")
 
     def _was_left(self, block: DataBlock) -> bool:
-        return not lease_is_alive(self._leases, block.segment.owner_lease)
+        return block.segment.is_left(self.leases)

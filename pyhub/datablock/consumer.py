@@ -7,43 +7,47 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pyhub._datablock import EMPTY, OVERRUN, DataBlock
+from pyhub._datablock import EMPTY, DataBlock
 from pyhub.codec import decode
 from pyhub.datablock.attachment import Attachment
 from pyhub.datablock.frame import Frame, LiveView
 from pyhub.datablock.header import Header, read_header
+from pyhub.datablock.pinned import PinnedFrame
+from pyhub.datablock.policy import Policy
+from pyhub.datablock.reader import Reader, reader_name
 from pyhub.datablock.view import slot_view
 from pyhub.datablock.waiting import Waiter, WordWaiter
 from pyhub.errors import (
     ChannelClosed,
-    LayoutError,
     Overrun,
     ProducerDied,
     PyhubError,
     WaitTimeout,
+    WriterStalled,
 )
+from pyhub.process import process_state
 
 __all__ = ["DataBlockConsumer"]
 
 _log = logging.getLogger("pyhub.datablock")
 
-# A sleeping consumer looks this often whether its producer still lives.
-_SLICE_S = 0.05
+# A sleeping consumer looks this often whether its producer still lives: a death
+# is seen after twice that.
+_SLICE_S = 0.02
 # With no producer there, this often for the next one's segment: a file that
 # appears, for which nobody can notify.
 _AWAY_NAP_S = 0.01
 
-# One way of picking the frame to read: a version, or None for the newest.
-_Take: TypeAlias = Callable[["npt.NDArray[Any] | None"], "Frame | None"]
+_T = TypeVar("_T", Frame, PinnedFrame)
 
 
 class DataBlockConsumer:
-    """Reads the frames of a channel; never locks, never slows the producer.
+    """Reads the frames of a channel; never locks, and slows no producer unless admitted to.
 
     A consumer outlives its producers. When one comes back under the same name,
     with the same or another shape, reading goes on with the new segment, and
@@ -55,22 +59,26 @@ class DataBlockConsumer:
     """
 
     def __init__(
-        self, name: str, *, owner_uid: int | None = None, waiter: Waiter | None = None
+        self,
+        name: str,
+        *,
+        policy: Policy | str | None = None,
+        reader: str | None = None,
+        owner_uid: int | None = None,
+        waiter: Waiter | None = None,
     ) -> None:
         self.name = name
         self._attachment = Attachment(name, owner_uid)
+        self._policy = None if policy is None else Policy(policy)
+        if reader is None and self._policy is not None and self._policy.needs_admission:
+            reader = reader_name()
+        self._reader = Reader(name, self._policy or Policy.LATEST, reader, self._attachment.leases)
         self._waiter: Waiter = waiter or WordWaiter()
         self._is_closed = False
         self._on_close: Callable[[], None] | None = None
         self._on_attach: Callable[[str], None] | None = None  # given the segment's id
         self._came_first = False
-        self._cursor = 0  # version of the last frame given out
-        self._flex_cursor = 0  # version of the last parameters given out
-        self._looked_at = 0  # commit at the last look that was not a read
-        self._is_restart = False  # the next frame is the first of another producer
         self._looked_at = -1  # publish counter at the last look
-        self.n_read = 0
-        self.n_lost = 0
 
     # --- Life ---
 
@@ -79,6 +87,8 @@ class DataBlockConsumer:
         cls,
         name: str,
         *,
+        policy: Policy | str | None = None,
+        reader: str | None = None,
         owner_uid: int | None = None,
         timeout_s: float | None = 0.0,
         waiter: Waiter | None = None,
@@ -89,6 +99,14 @@ class DataBlockConsumer:
         ----------
         name
             The channel's name.
+        policy
+            Which frames `read`, `pin` and iteration give, and what happens to
+            those that it cannot take in time: see `Policy`. Default: `read` and
+            `pin` give the newest, iteration every one.
+        reader
+            A name under which the channel admits this reader: it may `pin`
+            frames, and `pyhub info` shows it. Policies that need one get one
+            made of program and pid.
         owner_uid
             User whose channel it is; default: this process's.
         timeout_s
@@ -102,8 +120,11 @@ class DataBlockConsumer:
             The channel did not appear in time.
         AbiMismatch, SegmentDamaged, SegmentStale, AccessDenied
             What has that name cannot be read.
+        AdmissionRefused
+            The channel has no place for a reader, one of that name already,
+            or no patience for that policy.
         """
-        consumer = cls(name, owner_uid=owner_uid, waiter=waiter)
+        consumer = cls(name, policy=policy, reader=reader, owner_uid=owner_uid, waiter=waiter)
         consumer.wait_for_producer(timeout_s)
         return consumer
 
@@ -129,10 +150,12 @@ class DataBlockConsumer:
     def close(self) -> None:
         """Stop reading; a call that waits in another thread ends with `ChannelClosed`.
 
-        Arrays that were given out stay valid. May be called twice.
+        Arrays that were given out stay mapped; those of pinned frames may be
+        overwritten from now on. May be called twice.
         """
         if not self._is_closed:
             self._is_closed = True
+            self._reader.leave()
             self._waiter.close()
             on_close, self._on_close = self._on_close, None
             if on_close is not None:
@@ -178,7 +201,23 @@ class DataBlockConsumer:
     @property
     def lag_frames(self) -> int:
         """Frames published that this reader was not given yet."""
-        return self._attached().snapshot()[4] - self._cursor
+        self._attached()
+        return self._reader.lag_frames
+
+    @property
+    def n_read(self) -> int:
+        """Frames that this reader was given."""
+        return self._reader.n_read
+
+    @property
+    def n_lost(self) -> int:
+        """Frames that this reader will not be given any more."""
+        return self._reader.n_lost
+
+    @property
+    def reader(self) -> str | None:
+        """The name under which the channel admitted this reader; None: it did not."""
+        return self._reader.name
 
     @property
     def notification_socket(self) -> Any:
@@ -205,7 +244,8 @@ class DataBlockConsumer:
         """Copy the newest complete frame that this reader was not given yet.
 
         A publish of parameters alone counts: it gives the same frame again,
-        with the new parameters (`has_new_data` is False).
+        with the new parameters (`has_new_data` is False). With a policy that
+        has an order: the next frame.
 
         Parameters
         ----------
@@ -224,10 +264,34 @@ class DataBlockConsumer:
         ------
         WaitTimeout
             Nothing new came, and the producer lives.
+        WriterStalled
+            Nothing new came, and the producer's process is stopped.
         ProducerDied, ChannelClosed
             Nothing new came, and the producer is gone.
         """
-        return self._next(self._take_newest, timeout_s, out)
+        return self._next(lambda: self._take(self._is_read_in_order, out), timeout_s)
+
+    def pin(self, timeout_s: float | None = 1.0) -> PinnedFrame:
+        """Return a frame where it lies, read-only, and keep producers from it.
+
+        ::
+
+            with consumer.pin() as frame:
+                total = frame.data.sum()
+
+        The newest that this reader was not given yet, or, with a policy that
+        has an order, the next one. A reader can hold 6 at a time.
+
+        Raises
+        ------
+        AdmissionRefused
+            This reader was not admitted: attach with `reader` or a policy.
+        CapacityError
+            It holds 6 frames.
+        WaitTimeout, WriterStalled, ProducerDied, ChannelClosed
+            As for `read`.
+        """
+        return self._next(lambda: self._reader.pin(in_order=self._is_read_in_order), timeout_s)
 
     async def aread(
         self, timeout_s: float | None = 1.0, *, out: npt.NDArray[Any] | None = None
@@ -238,7 +302,7 @@ class DataBlockConsumer:
         while True:
             block = self._attached()
             seen = block.commit
-            frame = self._take_newest(out)
+            frame = self._take(self._is_read_in_order, out)
             if frame is not None:
                 return frame
             slice_s = min(_SLICE_S, max(deadline - time.monotonic(), 0.0))
@@ -252,6 +316,8 @@ class DataBlockConsumer:
 
     def frames(self, timeout_s: float | None = None, *, follow: bool = False) -> Iterator[Frame]:
         """Return every frame in order, with exact counts of those that were lost.
+
+        With policy `LATEST`: each newest frame.
 
         Starts with the newest frame, or with the one after the last that this
         reader was given. A channel of parameters only gives each newest object.
@@ -271,9 +337,14 @@ class DataBlockConsumer:
         WaitTimeout
             No frame came in `timeout_s`.
         """
+        in_order = self._policy is not Policy.LATEST
+
+        def take() -> Frame | None:
+            return self._take(in_order, None)
+
         while True:
             try:
-                yield self._next(self._take_in_order, timeout_s, None, is_patient=False)
+                yield self._next(take, timeout_s, is_patient=False)
             except ProducerDied as error:
                 if not follow or self._is_closed:
                     raise
@@ -306,10 +377,20 @@ class DataBlockConsumer:
         while True:
             block = self._looked()
             seen = block.commit
-            status, _, version, frame_id, stamp, size, slot, flex_version, encoding, packed = (
-                block.read(None, None)
-            )
-            if status == 0 and (size is not None or version == 0):
+            (
+                status,
+                version,
+                frame_id,
+                stamp,
+                size,
+                slot,
+                position,
+                flex_version,
+                encoding,
+                packed,
+                *_,
+            ) = block.read(None, False, None)
+            if status == 0 and (size is not None or not block.snapshot()[6]):
                 break
             is_late = time.monotonic() >= deadline
             if is_late or timeout_s is None:
@@ -329,7 +410,7 @@ class DataBlockConsumer:
         else:
             data = slot_view(block, self._attachment.layout, slot, size)
         frame = Frame(data, frame_id, stamp, version, flex_version, encoding, packed)
-        return LiveView(block, frame, slot)
+        return LiveView(block, frame, slot, position)
 
     # --- The zones, without waiting ---
 
@@ -340,33 +421,33 @@ class DataBlockConsumer:
         `latest` can tell.
         """
         block = self._looked()
-        status, _, _, _, _, size, slot, *_ = block.read(None, None)
+        status, _, _, _, size, slot, *_ = block.read(None, False, None)
         if status != 0 or size is None:
             return None
         return slot_view(block, self._attachment.layout, slot, size)
 
     def get_flexible_zone_data(self) -> dict[str, Any] | None:
         """Return the newest parameters; None: none yet."""
-        status, *_, encoding, packed = self._looked().read(None, None)
-        return None if status != 0 or packed is None else decode(packed, encoding)
+        found = self._looked().read(None, False, None)
+        encoding, packed = found[8:10]
+        return None if found[0] != 0 or packed is None else decode(packed, encoding)
 
     # --- How a frame is found ---
 
     def _next(
         self,
-        take: _Take,
+        take: Callable[[], _T | None],
         timeout_s: float | None,
-        out: npt.NDArray[Any] | None,
         *,
         is_patient: bool = True,
-    ) -> Frame:
+    ) -> _T:
         """Wait until `take` finds a frame; if patient, of the next producer, too."""
         deadline = None
         is_quiet = False
         while True:
             block = self._attached()
             seen = block.commit
-            frame = take(out)
+            frame = take()
             if frame is not None:
                 return frame  # no clock is read when there is something to read
             if deadline is None:
@@ -402,64 +483,12 @@ class DataBlockConsumer:
         ):
             raise away
 
-    def _take_newest(self, out: npt.NDArray[Any] | None) -> Frame | None:
-        block = self._attached()
-        _, _, flex_version, _, version, _, _, _ = block.snapshot()
-        if version == self._cursor and flex_version == self._flex_cursor:
-            return None
-        return self._copy(block, None, out)[1]
+    @property
+    def _is_read_in_order(self) -> bool:
+        return self._policy is not None and self._policy.is_in_order
 
-    def _take_in_order(self, out: npt.NDArray[Any] | None) -> Frame | None:
-        block = self._attached()
-        if block.structured_buffer_capacity == 0:
-            return self._take_newest(out)
-        wanted = self._cursor + 1
-        while True:
-            _, _, _, _, newest, _, n_filled, _ = block.snapshot()
-            if newest == self._cursor:
-                return None
-            status, frame = self._copy(block, wanted, out)
-            if status != OVERRUN:
-                return frame
-            # Everything older than the ring is lost. The oldest slot is the
-            # next to be overwritten, so begin with the one after it.
-            wanted = max(newest - n_filled + (2 if n_filled > 2 else 1), wanted + 1)
-
-    def _copy(
-        self, block: DataBlock, wanted: int | None, out: npt.NDArray[Any] | None
-    ) -> tuple[int, Frame | None]:
-        """Copy frame `wanted`, or the newest, and count what was passed over."""
-        layout = self._attachment.layout
-        data = np.empty(layout.shape, layout.dtype) if out is None else self._checked(out)
-        status, _, version, frame_id, stamp, size, _, flex_version, encoding, packed = block.read(
-            wanted, data
-        )
-        if status != 0:
-            return status, None
-        if size is None:
-            data = np.empty(0, layout.dtype)
-        elif size != layout.frame_bytes and layout.shape:
-            data = data[: layout.shape_of(size)[0]]
-        frame = Frame(data, frame_id, stamp, version, flex_version, encoding, packed)
-        frame.has_new_data = version != self._cursor
-        frame.has_new_flex = flex_version != self._flex_cursor
-        frame.n_lost = version - self._cursor - 1 if frame.has_new_data else 0
-        frame.is_restart, self._is_restart = self._is_restart, False
-        self._cursor = version
-        self._flex_cursor = flex_version
-        self.n_lost += frame.n_lost
-        self.n_read += 1
-        return status, frame
-
-    def _checked(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        layout = self._attachment.layout
-        if out.dtype != layout.dtype or out.shape != layout.shape or not out.flags.c_contiguous:
-            raise LayoutError(
-                f"out is {out.dtype} {out.shape}, the frames of channel {self.name!r} are "
-                f"{layout.dtype} {layout.shape}.\n"
-                f"  Use numpy.empty({layout.shape}, {str(layout.dtype)!r}), C-contiguous."
-            )
-        return out
+    def _take(self, in_order: bool, out: npt.NDArray[Any] | None) -> Frame | None:
+        return self._reader.take_next(out) if in_order else self._reader.take_newest(out)
 
     # --- Producers come and go ---
 
@@ -494,16 +523,20 @@ class DataBlockConsumer:
 
     def _renew(self) -> bool:
         """Go on with the segment that has the name now; False if there is no other."""
-        is_first = self._attachment.block is None
+        former = self._attachment.block
+        is_first = former is None
         if not self._attachment.renew():
             return False
         block = self._attached()
-        _, _, _, _, newest, _, n_filled, _ = block.snapshot()
         # From the first frame on; but a late reader begins with the newest.
         is_late = is_first and not self._came_first
-        self._cursor = newest - min(n_filled, 1) if is_late else 0
-        self._flex_cursor = 0
-        self._is_restart = not is_first
+        try:
+            self._reader.begin(
+                block, self._attachment.layout, from_first=not is_late, is_restart=not is_first
+            )
+        except BaseException:
+            self._attachment.block = former  # not admitted there: the next call tries again
+            raise
         if self._on_attach is not None:
             self._on_attach(block.segment_id.hex())
         return True
@@ -525,12 +558,19 @@ class DataBlockConsumer:
 
     def _timeout(self, timeout_s: float | None) -> WaitTimeout:
         block = self._attached()
-        state = f"pid {block.segment.owner_pid}" + (
-            ", publishing right now" if block.is_writing else ""
-        )
+        pid = block.writer_pid if block.is_writing else block.segment.owner_pid
+        state = process_state(pid)
+        doing = ", publishing right now" if block.is_writing else ""
+        if state.startswith("stopped"):
+            return WriterStalled(
+                f"channel {self.name!r}: nothing new in {timeout_s} s; its producer (pid {pid}) "
+                f"is {state}{doing}.\n"
+                f"  Let it go on (kill -CONT {pid}), or end it (kill {pid}) and start another."
+            )
         return WaitTimeout(
-            f"channel {self.name!r}: nothing new in {timeout_s} s; its producer lives ({state}).\n"
-            "  It may be idle or stopped: see when it last published with pyhub info "
+            f"channel {self.name!r}: nothing new in {timeout_s} s; its producer lives "
+            f"(pid {pid}{doing}).\n"
+            "  It may be idle: see when it last published with pyhub info "
             f"{self.name}"
         )
 

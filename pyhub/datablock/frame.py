@@ -109,10 +109,11 @@ class LiveView:
         As for `Frame`; `flex` is a copy and always belongs to the frame.
     """
 
-    def __init__(self, block: DataBlock, frame: Frame, slot: int) -> None:
+    def __init__(self, block: DataBlock, frame: Frame, slot: int, position: int) -> None:
         self._block = block
         self._frame = frame
         self._slot = slot
+        self._position = position
         self.data = frame.data
         self.frame_id = frame.frame_id
         self.timestamp_ns = frame.timestamp_ns
@@ -130,7 +131,7 @@ class LiveView:
 
     def is_valid(self) -> bool:
         """Whether the frame still lies there, untouched by the producer."""
-        return self._block.is_valid(self._slot, self.version)
+        return self._block.is_valid(self._slot, self._position)
 
     def copy(self) -> npt.NDArray[Any]:
         """Return the data as an array of the caller's own.

@@ -40,6 +40,7 @@ class Header(NamedTuple):
     n_recovered: int  # publications of dead producers, rolled back
     n_aborted: int  # publications given up by their producer
     segment_id: str
+    n_dropped: int  # frames for which admitted readers left no slot
 
 
 def read_header(block: DataBlock) -> Header:
@@ -66,4 +67,5 @@ def read_header(block: DataBlock) -> Header:
         n_recovered=block.n_recovered,
         n_aborted=block.n_aborted,
         segment_id=block.segment_id.hex(),
+        n_dropped=block.n_dropped,
     )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhub._core import process_lease, remove_dead
-from pyhub._datablock import MAX_SLOTS, DataBlock
+from pyhub._datablock import MAX_READERS, MAX_SLOTS, DataBlock
 from pyhub.codec import Encoding, encode
 from pyhub.datablock.notice import Notify
 from pyhub.datablock.publication import Publication
@@ -53,6 +53,8 @@ class DataBlockProducer(Publisher):
         dtype: npt.DTypeLike = "uint8",
         shape: int | tuple[int, ...] | None = None,
         slots: int | None = None,
+        readers: int = 64,
+        patience_s: float = 1.0,
         notify: Notify | None = None,
     ) -> DataBlockProducer:
         """Create the channel `name` in this machine's shared memory.
@@ -72,6 +74,12 @@ class DataBlockProducer(Publisher):
             Frames that the ring holds: a reader may be so many behind before
             it loses one. 1 is a single buffer, which readers cannot read while
             it is being written. Default: 1 with `structured_buffer_size`, else 4.
+        readers
+            Places for readers that are known by name: those that pin frames, or
+            ask to be waited for. Others need none.
+        patience_s
+            How long at most a publish waits for such readers, and how long
+            frames are dropped for one that does not move; 0: no reader may ask.
         notify
             Called after each publish, in the publishing thread; the hub's
             client supplies it.
@@ -96,6 +104,10 @@ class DataBlockProducer(Publisher):
                 f"channel {name!r}: {flexible_zone_size} bytes of parameters or a frame of shape "
                 f"{layout.shape} are beyond what a segment can have."
             )
+        if not 1 <= readers <= MAX_READERS:
+            raise CapacityError(f"readers={readers}: a channel has places for 1 to {MAX_READERS}.")
+        if not 0 <= patience_s < 1e9:
+            raise CapacityError(f"patience_s={patience_s}: give seconds, from 0 on.")
         path, leases = segment_path(name), lease_path()
         lease = process_lease(leases)
         while True:
@@ -103,6 +115,7 @@ class DataBlockProducer(Publisher):
                 block = DataBlock.create(
                     path,
                     name,
+                    leases,
                     lease,
                     flex_zone_capacity=flexible_zone_size,
                     structured_buffer_capacity=layout.frame_bytes,
@@ -110,6 +123,8 @@ class DataBlockProducer(Publisher):
                     dtype=dtype_to_text(layout.dtype),
                     itemsize=layout.dtype.itemsize,
                     shape=layout.shape,
+                    n_places=readers,
+                    patience_ns=int(patience_s * 1e9),
                 )
                 return cls(block, notify)
             except SegmentExists as error:
@@ -120,7 +135,7 @@ class DataBlockProducer(Publisher):
         """Become one more producer of the channel `name`; it keeps its owner.
 
         If the owner has died, this producer becomes it, now or at its next
-        publish. Until then the channel counts as left: see decision 0009.
+        publish; until then it keeps the channel alive (decision 0009).
 
         Raises
         ------
@@ -129,10 +144,10 @@ class DataBlockProducer(Publisher):
         NamespaceMismatch
             It was made in another PID namespace, across which no lock works.
         """
-        block = DataBlock.attach(segment_path(name), name, os.geteuid(), True)
-        producer = cls(block, notify)
         leases = lease_path()
-        block.adopt(leases, process_lease(leases))
+        block = DataBlock.attach(segment_path(name), name, os.geteuid(), leases)
+        producer = cls(block, notify)
+        block.join(process_lease(leases))
         return producer
 
     def close(self) -> None:
@@ -170,11 +185,12 @@ class DataBlockProducer(Publisher):
         timestamp_ns: int = 0,
         encoding: Encoding = Encoding.MSGPACK,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
-    ) -> None:
+    ) -> bool:
         """Publish a frame, its parameters, or both, in one call.
 
         Without `flex` the frame carries the last parameters on; without `data`
-        the newest frame gets new parameters.
+        the newest frame gets new parameters. Returns whether it was published:
+        False if admitted readers left no slot; then it is counted as dropped.
 
         Parameters
         ----------
@@ -215,6 +231,7 @@ class DataBlockProducer(Publisher):
                 slot.copy_packed(packed)
             if array is not None:
                 slot.copy_from(array)
+        return not slot.is_dropped
 
     def publish(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> Publication:
         """Return a context that publishes, at its end, what was filled in.
@@ -250,7 +267,7 @@ def _make_way(name: str, error: SegmentExists) -> None:
         if remove_dead(path, lease_path()):
             _log.warning("channel %r: removed the segment of a producer that died", name)
             return
-        owner = DataBlock.attach(path, name, os.geteuid(), False).segment.owner_pid
+        owner = DataBlock.attach(path, name, os.geteuid()).segment.owner_pid
     except FileNotFoundError:
         return  # it went away by itself
     raise SegmentExists(
@@ -265,5 +282,4 @@ def _leave(block: DataBlock, pid: int) -> None:
     if pid != os.getpid():
         return
     block.abort()
-    if block.is_owner:
-        block.segment.close_as_owner()
+    block.leave()

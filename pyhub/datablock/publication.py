@@ -32,8 +32,8 @@ class Publication:
     """
 
     __slots__ = (
-        "_flex", "_flex_encoding", "_flex_size", "_has_data", "_producer", "_timeout_s",
-        "encoding", "frame_id", "n_rows", "timestamp_ns",
+        "_flex", "_flex_encoding", "_flex_size", "_has_data", "_is_dropped", "_producer",
+        "_timeout_s", "encoding", "frame_id", "n_rows", "timestamp_ns",
     )  # fmt: skip
 
     def __init__(self, producer: Publisher, timeout_s: float | None) -> None:
@@ -43,6 +43,7 @@ class Publication:
         self._flex_encoding = Encoding.MSGPACK
         self._flex_size = -1
         self._has_data = False
+        self._is_dropped = False
         self.frame_id: int | None = None
         self.timestamp_ns = 0
         self.encoding = Encoding.MSGPACK
@@ -63,6 +64,7 @@ class Publication:
         traceback: TracebackType | None,
     ) -> None:
         producer = self._producer
+        self._is_dropped = self._has_data and producer._is_dropped
         if kind is not None or (not self._has_data and self._flex_size < 0):
             producer.abort_publish()
             return
@@ -81,6 +83,11 @@ class Publication:
         except BaseException:
             producer.abort_publish()
             raise
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether admitted readers left no slot: the frame is counted, and not published."""
+        return self._is_dropped
 
     @property
     def data(self) -> npt.NDArray[Any]:
@@ -109,7 +116,7 @@ class Publication:
         producer = self._producer
         size = producer._layout.size_of(array)
         if array.flags.c_contiguous:
-            producer._block.write_data(array)
+            producer._is_dropped = not producer._block.write_data(array)
         else:  # numpy knows how to walk it
             view = producer.get_structured_data_buffer()
             np.copyto(view[: array.shape[0]] if array.shape else view, array)

@@ -36,6 +36,8 @@ class Publisher:
         self._notify = notify
         self._layout = block_layout(block)
         self._views: list[npt.NDArray[Any] | None] = [None] * block.n_slots
+        self._scratch: npt.NDArray[Any] | None = None
+        self._is_dropped = False  # the open publication found no slot
         self._is_closed = False
         self._looked_at = 0.0
 
@@ -80,7 +82,9 @@ class Publisher:
         self._check_open()
         if not self._block.is_owner:
             self._look_after_owner()
-        if self._block.begin(timeout_s):
+        is_recovered = self._block.begin(timeout_s)
+        self._is_dropped = False
+        if is_recovered:
             _log.warning(
                 "channel %r: a producer died while publishing; its frame was rolled back",
                 self.name,
@@ -90,9 +94,15 @@ class Publisher:
         """Return the next slot as a writable array; valid until `end_publish`.
 
         What an earlier frame left there is still in it. The frame that the
-        slot held is gone for readers from now on.
+        slot held is gone for readers from now on. If admitted readers leave no
+        slot the array is private, and `end_publish` drops and counts the frame.
         """
-        slot = self._block.take_data()
+        slot = None if self._is_dropped else self._block.take_data()
+        if slot is None:
+            self._is_dropped = True
+            if self._scratch is None:
+                self._scratch = np.empty(self.shape, self.dtype)
+            return self._scratch
         view = self._views[slot]
         if view is None:
             view = self._views[slot] = slot_view(self._block, self._layout, slot)
@@ -127,14 +137,19 @@ class Publisher:
                 f"structured_buffer_size={size} is not a whole number of rows of "
                 f"{self._layout.row_bytes} bytes (dtype {self.dtype}, shape {self.shape})."
             )
+        if self._is_dropped and update.structured_buffer:
+            self._block.drop()
+            return
         commit, flex_version, version = self._block.end(
             zones, size, update.flex_zone_size, update.encoding, update.frame_id,
             update.timestamp_ns,
         )  # fmt: skip
         if self._notify is not None:
             frame_id = -1
-            if update.structured_buffer:
-                frame_id = version - 1 if update.frame_id is None else update.frame_id
+            if update.frame_id is not None and update.structured_buffer:
+                frame_id = update.frame_id
+            elif update.structured_buffer:
+                frame_id = version - 1 + self._block.n_dropped
             self._notify(Notification(commit, flex_version, version, zones, frame_id))
 
     def abort_publish(self) -> None:
@@ -154,7 +169,7 @@ class Publisher:
                 f"channel {self.name!r} has gone to another segment, or to none; its owner died.\n"
                 "  Attach again, or create it."
             )
-        self._block.adopt(lease_path(), process_lease(lease_path()))
+        self._block.join(process_lease(lease_path()))
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import numpy.typing as npt
 
-from pyhub.datablock import DataBlockConsumer, DataBlockProducer
+from pyhub.datablock import DataBlockConsumer, DataBlockProducer, Policy
 from pyhub.errors import BrokerRefused, BrokerUnreachable, PyhubError, SegmentNotFound
 from pyhub.hub import protocol
 from pyhub.hub.connection import Connection
@@ -167,6 +167,8 @@ class MessageHub:
         dtype: npt.DTypeLike = "uint8",
         shape: int | tuple[int, ...] | None = None,
         slots: int | None = None,
+        readers: int = 64,
+        patience_s: float = 1.0,
     ) -> DataBlockProducer:
         """Create the channel `name` and tell the broker.
 
@@ -182,28 +184,42 @@ class MessageHub:
             dtype=dtype,
             shape=shape,
             slots=slots,
+            readers=readers,
+            patience_s=patience_s,
         )
         return self._adopt_producer(producer)
 
     @_OnAnyHub
     def find_datablock_consumer(
-        self: MessageHub, name: str, *, timeout_s: float | None = 5.0
+        self: MessageHub,
+        name: str,
+        *,
+        policy: Policy | str | None = None,
+        reader: str | None = None,
+        timeout_s: float | None = 5.0,
     ) -> DataBlockConsumer:
         """Return a consumer of the channel `name`, waiting for its producer.
 
         It finds channels of this host, also those of producers without a hub
-        (a C program, say).
+        (a C program, say). `policy` and `reader` as for
+        `DataBlockConsumer.attach`.
 
         Raises
         ------
         SegmentNotFound
             The channel did not appear in `timeout_s`; the message lists those
             that there are.
+        AdmissionRefused
+            The channel does not admit that reader.
         """
         endpoint = self._connection.ask(protocol.LookUp(check_name(name)), protocol.Found).endpoint
-        consumer = self._adopt_consumer(
-            name, NotificationListener(self._connection.context, endpoint, name)
-        )
+        listener = NotificationListener(self._connection.context, endpoint, name)
+        try:
+            consumer = DataBlockConsumer(name, policy=policy, reader=reader, waiter=listener)
+        except BaseException:
+            listener.close()
+            raise
+        self._adopt_consumer(consumer, listener)
         try:
             consumer.wait_for_producer(timeout_s)
         except BaseException as error:
@@ -271,9 +287,8 @@ class MessageHub:
         self._producers.add(producer)
         return producer
 
-    def _adopt_consumer(self, name: str, listener: NotificationListener) -> DataBlockConsumer:
-        consumer = DataBlockConsumer(name, waiter=listener)
-        connection, holdings = self._connection, self._holdings
+    def _adopt_consumer(self, consumer: DataBlockConsumer, listener: NotificationListener) -> None:
+        connection, holdings, name = self._connection, self._holdings, consumer.name
         reader = next(self._reader_numbers)
         holdings.sockets.add(listener)
         end = weakref.finalize(consumer, _end_reading, connection, holdings, reader, listener)
@@ -287,7 +302,6 @@ class MessageHub:
         consumer._on_attach = tell_attached
         consumer._on_close = lambda: self._end(end)
         self._consumers.add(consumer)
-        return consumer
 
     def _end(self, finalizer: weakref.finalize[..., Any]) -> None:
         finalizer()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyhub._core import remove_dead, remove_leases
-from pyhub.errors import AbiMismatch, AccessDenied, SegmentDamaged, SegmentNotFound
+from pyhub._core import companion, is_dead, remove_dead, remove_leases
+from pyhub._datablock import DataBlock
+from pyhub.errors import AbiMismatch, AccessDenied, PyhubError, SegmentDamaged, SegmentNotFound
 from pyhub.hub.runtime import RuntimeDirectory
-from pyhub.names import lease_path, segment_names, segment_path
+from pyhub.names import lease_path, reader_tables, segment_names, segment_path
 
-__all__ = ["clean", "force"]
+__all__ = ["clean", "force", "recover"]
 
 
 def clean(runtime: RuntimeDirectory | None) -> Iterator[str]:
@@ -29,6 +32,7 @@ def clean(runtime: RuntimeDirectory | None) -> Iterator[str]:
             continue  # its producer was quicker
         except (SegmentDamaged, AbiMismatch, AccessDenied) as error:
             yield f"kept {path}: {str(error).splitlines()[0]} Remove it: pyhub clean --force {name}"
+    yield from _clean_tables()
     if runtime is not None:
         yield from _clean_runtime(runtime)
     if lease_path().exists() and remove_leases(lease_path()):
@@ -38,13 +42,61 @@ def clean(runtime: RuntimeDirectory | None) -> Iterator[str]:
 def force(name: str) -> str:
     """Remove the file of channel `name` whatever it is; say so."""
     path = segment_path(name)
+    table = None
+    with contextlib.suppress(OSError):  # no segment, no table
+        table = companion(path)
     try:
         path.unlink()
     except FileNotFoundError as error:
         raise SegmentNotFound(
             f"there is no channel {name!r} (no file {path}).\n  See which there are: pyhub ls"
         ) from error
+    if table is not None and table not in _tables_in_use():
+        Path(table).unlink(missing_ok=True)
     return f"removed {path}, whatever it was; who has it mapped keeps it"
+
+
+def recover(name: str) -> Iterator[str]:
+    """Make good what the dead left in the channel `name`, which lives on; say each.
+
+    The next producer and the next reader would do it as well: this is for
+    those who do not want to wait for them.
+
+    Raises
+    ------
+    SegmentNotFound
+        There is no such channel.
+    """
+    block = DataBlock.attach(segment_path(name), name, os.geteuid(), lease_path())
+    n_rolled_back, n_readers = block.recover()
+    if n_rolled_back is None:
+        yield f"kept the lock of {name}: a living producer (pid {block.writer_pid}) is publishing"
+    elif n_rolled_back:
+        yield f"rolled back what a dead producer of {name} had not published"
+    if n_readers:
+        yield f"emptied {n_readers} places of dead readers of {name}"
+
+
+def _clean_tables() -> Iterator[str]:
+    """Remove the tables of readers whose channel is gone."""
+    for path in reader_tables():
+        try:
+            # In this order: a creator that is dead names no channel any more.
+            if is_dead(path, lease_path()) and str(path) not in _tables_in_use():
+                path.unlink(missing_ok=True)
+                yield f"removed {path}: the readers of a channel that is gone"
+        except FileNotFoundError:
+            continue
+        except (PyhubError, OSError) as error:
+            yield f"kept {path}: {str(error).splitlines()[0]}"
+
+
+def _tables_in_use() -> set[str]:
+    tables = set()
+    for name in segment_names():
+        with contextlib.suppress(OSError):
+            tables.add(companion(segment_path(name)))
+    return tables
 
 
 def _clean_runtime(runtime: RuntimeDirectory) -> Iterator[str]:

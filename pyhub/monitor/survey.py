@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from pyhub._core import lease_is_alive
 from pyhub._datablock import DataBlock
 from pyhub.codec import decode
 from pyhub.datablock.header import Header, read_header
@@ -50,7 +49,7 @@ def survey(names: list[str] | None = None, *, sample_s: float = 0.25) -> list[Ch
     states: dict[str, ChannelState] = {}
     for name in segment_names() if names is None else names:
         try:
-            blocks[name] = DataBlock.attach(segment_path(name), name, os.geteuid(), False)
+            blocks[name] = DataBlock.attach(segment_path(name), name, os.geteuid())
         except FileNotFoundError:
             if names is not None:
                 raise
@@ -69,15 +68,13 @@ def _state_of(name: str, block: DataBlock, version_before: int, span_s: float) -
     header = read_header(block)
     if header.is_closed:
         state = "closed"
-    elif lease_is_alive(lease_path(), block.segment.owner_lease):
-        state = "live"
     else:
-        state = "dead"
+        state = "dead" if block.segment.is_left(lease_path()) else "live"
     flex, problem = None, ""
     try:
-        status, *_, encoding, packed = block.read(None, None)
-        if status == 0 and packed is not None:
-            flex = decode(packed, encoding)
+        found = block.read(None, False, None)
+        if found[0] == 0 and found[9] is not None:
+            flex = decode(found[9], found[8])
     except PyhubError as error:
         problem = str(error)
     return ChannelState(

@@ -42,14 +42,15 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 @pytest.fixture
 def break_header(tmp_path: Path) -> Callable[[str, str], Path]:
-    """Copy the headers with one line of datablock.h replaced; where the copy is."""
+    """Copy the headers with one line replaced; where the copy is."""
 
     def break_(line: str, broken: str) -> Path:
         include = Path(shutil.copytree(INCLUDE, tmp_path / "include"))
-        header = include / "pyhub/datablock.h"
-        text = header.read_text()
-        assert text.count(line) == 1, f"datablock.h changed: {line!r}"
-        header.write_text(text.replace(line, broken))
+        headers = [path for path in include.glob("pyhub/*.h") if line in path.read_text()]
+        assert len(headers) == 1, f"a header changed: {line!r}"
+        text = headers[0].read_text()
+        assert text.count(line) == 1, f"{headers[0].name} changed: {line!r}"
+        headers[0].write_text(text.replace(line, broken))
         return include
 
     return break_

@@ -136,13 +136,13 @@ static uint64_t read_everything(const phb_datablock *db, const phb_segment *segm
     phb_frame frame;
     uint64_t n_read = 0;
     phb_datablock_snapshot(db, &now);
-    const uint64_t first = now.structured_buffer_version - c->n_slots - 2;
+    const uint64_t first = now.position - c->n_slots - 2;
     for (uint64_t i = 0; i < c->n_slots + 6ull; i++) {
-        const uint64_t version = first + i;
+        const uint64_t position = first + i;
         const int status =
-            phb_datablock_read(db, i ? &version : NULL, i % 2 ? data : NULL, flex, &frame);
+            phb_datablock_read(db, i ? &position : NULL, i % 2 ? data : NULL, flex, &frame);
         CHECK(status == PHB_OK || status == PHB_EMPTY || status == PHB_BUSY ||
-              status == PHB_OVERRUN || status == PHB_DAMAGED);
+              status == PHB_OVERRUN || status == PHB_SKIPPED || status == PHB_DAMAGED);
         if (status == PHB_OK) {
             CHECK(frame.size <= c->structured_buffer_capacity);
             CHECK(frame.flex_size <= c->flex_zone_capacity);
@@ -171,8 +171,8 @@ static void make_good(const block_files *files)
     good_size = segment.size;
     CHECK(good_size <= MAX_FILE_BYTES / 2);
     memcpy(good, segment.base, good_size);
-    phb_segment_close(&segment, files->segment);
-    phb_segment_detach(&segment);
+    phb_datablock_close(&db, &segment, files->segment);
+    phb_datablock_detach(&db, &segment);
 }
 
 int main(int argc, char **argv)
@@ -195,7 +195,7 @@ int main(int argc, char **argv)
         phb_datablock db;
         phb_segment segment;
         memset(&db, 0, sizeof db);
-        const int status = phb_datablock_attach(&db, &segment, files.segment, geteuid(), 0);
+        const int status = phb_datablock_attach(&db, &segment, files.segment, geteuid(), NULL);
         CHECK(status >= 0 && status < 64);
         if (status == PHB_OK) {
             CHECK(how != CRC_WRONG);

@@ -215,9 +215,9 @@ int main(int argc, char **argv)
     kill_in_publication(&db, &reader, IN_BEGIN, max_kills, &random);
     kill_in_publication(&db, &reader, IN_END, max_kills, &random);
     kill_in_repair(&db, &reader, max_kills, &random);
-    phb_segment_close(&segments[0], files.segment);
-    phb_segment_detach(&segments[0]);
-    phb_segment_detach(&segments[1]);
+    phb_datablock_close(&db, &segments[0], files.segment);
+    phb_datablock_detach(&db, &segments[0]);
+    phb_datablock_detach(&reader, &segments[1]);
     ring_print(&met);
     printf("kills %llu\nrecovered %llu\ncommitted %llu\n", (unsigned long long)n_kills,
            (unsigned long long)n_recovered, (unsigned long long)n_committed);

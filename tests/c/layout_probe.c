@@ -17,9 +17,20 @@ int main(void)
     CONSTANT(PHB_MAGIC);
     CONSTANT(PHB_BYTE_ORDER);
     CONSTANT(PHB_KIND_DATABLOCK);
+    CONSTANT(PHB_KIND_READERS);
+    CONSTANT(PHB_MAX_GUESTS);
     CONSTANT(PHB_CACHE_LINE);
     CONSTANT(PHB_ZONE_ALIGN);
     CONSTANT(PHB_NAME_BYTES);
+    CONSTANT(PHB_READER_NAME_BYTES);
+    CONSTANT(PHB_READER_PINS);
+    CONSTANT(PHB_MAX_READERS);
+    CONSTANT(PHB_POLICY_LATEST);
+    CONSTANT(PHB_POLICY_EVERY);
+    CONSTANT(PHB_POLICY_BLOCK);
+    CONSTANT(PHB_POLICY_DROP_NEWEST);
+    CONSTANT(PHB_POLICY_DROP_OLDEST);
+    CONSTANT(PHB_GATE_CLOSED);
     CONSTANT(PHB_MAX_NDIM);
     CONSTANT(PHB_DTYPE_BYTES);
     CONSTANT(PHB_MAX_SLOTS);
@@ -49,6 +60,50 @@ int main(void)
     FIELD(phb_segment_header, name);
     FIELD(phb_segment_header, reserved1);
 
+    STRUCT(phb_segment_live);
+    FIELD(phb_segment_live, owner_lease);
+    FIELD(phb_segment_live, owner_pid);
+    FIELD(phb_segment_live, is_closed);
+    FIELD(phb_segment_live, guest_lease);
+
+    STRUCT(phb_readers_constants);
+    FIELD(phb_readers_constants, segment);
+    FIELD(phb_readers_constants, datablock_id);
+    FIELD(phb_readers_constants, patience_ns);
+    FIELD(phb_readers_constants, table_offset);
+    FIELD(phb_readers_constants, n_places);
+    FIELD(phb_readers_constants, reserved0);
+    FIELD(phb_readers_constants, reserved1);
+
+    STRUCT(phb_readers_control);
+    FIELD(phb_readers_control, lock);
+    FIELD(phb_readers_control, gate);
+    FIELD(phb_readers_control, reserved0);
+    FIELD(phb_readers_control, claiming);
+    FIELD(phb_readers_control, is_waiting);
+    FIELD(phb_readers_control, reserved1);
+    FIELD(phb_readers_control, released);
+    FIELD(phb_readers_control, reserved2);
+
+    STRUCT(phb_reader_place);
+    FIELD(phb_reader_place, lease);
+    FIELD(phb_reader_place, pid);
+    FIELD(phb_reader_place, policy);
+    FIELD(phb_reader_place, name);
+    FIELD(phb_reader_place, reserved0);
+    FIELD(phb_reader_place, cursor);
+    FIELD(phb_reader_place, n_read);
+    FIELD(phb_reader_place, n_lost);
+    FIELD(phb_reader_place, max_lag);
+    FIELD(phb_reader_place, pin);
+    FIELD(phb_reader_place, reserved1);
+    FIELD(phb_reader_place, given_up_at);
+    FIELD(phb_reader_place, kept_at);
+    FIELD(phb_reader_place, kept_ns);
+    FIELD(phb_reader_place, stalled_ns);
+    FIELD(phb_reader_place, n_dropped);
+    FIELD(phb_reader_place, reserved2);
+
     STRUCT(phb_datablock_constants);
     FIELD(phb_datablock_constants, segment);
     FIELD(phb_datablock_constants, flex_zone_capacity);
@@ -67,22 +122,15 @@ int main(void)
     FIELD(phb_datablock_constants, dtype);
     FIELD(phb_datablock_constants, reserved);
 
-    STRUCT(phb_segment_live);
-    printf("  %-48s %13llu\n", "at, in a DataBlock",
-           (unsigned long long)phb_segment_live_offset(sizeof(phb_datablock_constants)));
-    FIELD(phb_segment_live, owner_lease);
-    FIELD(phb_segment_live, owner_pid);
-    FIELD(phb_segment_live, is_closed);
-    FIELD(phb_segment_live, reserved);
-
     STRUCT(phb_datablock_control);
     FIELD(phb_datablock_control, lock);
     FIELD(phb_datablock_control, is_writing);
     FIELD(phb_datablock_control, writer_pid);
     FIELD(phb_datablock_control, flex_free);
-    FIELD(phb_datablock_control, reserved0);
+    FIELD(phb_datablock_control, is_awaited);
     FIELD(phb_datablock_control, n_recovered);
     FIELD(phb_datablock_control, n_aborted);
+    FIELD(phb_datablock_control, n_dropped);
     FIELD(phb_datablock_control, reserved1);
     FIELD(phb_datablock_control, commit);
     FIELD(phb_datablock_control, reserved2);
@@ -98,23 +146,27 @@ int main(void)
     FIELD(phb_record, n_filled);
     FIELD(phb_record, flex_index);
     FIELD(phb_record, zones);
+    FIELD(phb_record, position);
+    FIELD(phb_record, n_dropped);
     FIELD(phb_record, reserved);
 
     STRUCT(phb_slot);
     FIELD(phb_slot, seq);
+    FIELD(phb_slot, version);
     FIELD(phb_slot, frame_id);
     FIELD(phb_slot, timestamp_ns);
     FIELD(phb_slot, size);
+    FIELD(phb_slot, n_dropped);
     FIELD(phb_slot, flex_version);
     FIELD(phb_slot, flex_index);
     FIELD(phb_slot, reserved0);
-    FIELD(phb_slot, reserved1);
 
     STRUCT(phb_flex_entry);
     FIELD(phb_flex_entry, seq);
     FIELD(phb_flex_entry, size);
     FIELD(phb_flex_entry, encoding);
     FIELD(phb_flex_entry, next_free);
+    FIELD(phb_flex_entry, n_uses);
     FIELD(phb_flex_entry, reserved);
 
     /* Where things lie in one DataBlock: 3 slots, odd capacities. */

@@ -157,12 +157,12 @@ static uint64_t play(const block_files *files, uint32_t n_slots, uint64_t n_step
         ring_check(&model, &reader, &met);
     }
 
-    phb_segment_close(&segments[0], files->segment);
+    phb_datablock_close(&producers[0], &segments[0], files->segment);
     CHECK(phb_datablock_begin(&producers[1], deadline_far()) == PHB_CLOSED);
     ring_check(&model, &reader, &met); /* readers keep what they have */
-    for (int i = 0; i < 3; i++) {
-        phb_segment_detach(&segments[i]);
-    }
+    phb_datablock_detach(&producers[0], &segments[0]);
+    phb_datablock_detach(&producers[1], &segments[1]);
+    phb_datablock_detach(&reader, &segments[2]);
     return n_deaths;
 }
 

@@ -54,6 +54,8 @@ static inline block_files block_find_files(const char *directory)
     return files;
 }
 
+enum { N_PLACES = 5, PATIENCE_NS = 50000000 };
+
 static inline void block_create(phb_datablock *db, phb_segment *segment,
                                 const block_files *files, uint32_t n_slots,
                                 uint64_t data_capacity, uint64_t flex_capacity)
@@ -68,15 +70,16 @@ static inline void block_create(phb_datablock *db, phb_segment *segment,
     db->constants.flex_zone_capacity = flex_capacity;
     db->constants.n_slots = n_slots;
     CHECK(phb_lease_own(files->leases, &lease) == PHB_OK);
-    CHECK(phb_datablock_create(db, segment, files->directory, files->segment, "test", lease) ==
-          PHB_OK);
+    CHECK(phb_datablock_create(db, segment, files->directory, files->segment, "test", N_PLACES,
+                               PATIENCE_NS, files->leases, lease) == PHB_OK);
 }
 
 static inline void block_attach(phb_datablock *db, phb_segment *segment,
                                 const block_files *files, int writable)
 {
     memset(db, 0, sizeof *db);
-    CHECK(phb_datablock_attach(db, segment, files->segment, geteuid(), writable) == PHB_OK);
+    CHECK(phb_datablock_attach(db, segment, files->segment, geteuid(),
+                               writable ? files->leases : NULL) == PHB_OK);
 }
 
 /* The deadline of a wait that nobody is expected to need. */

@@ -48,7 +48,8 @@ def test_python_and_c_agree_on_the_constants(probed: str) -> None:
 def test_every_field_of_a_shared_struct_is_probed(probed: str) -> None:
     shared = {
         "segment.h": ["phb_segment_header", "phb_segment_live"],
-        "datablock.h": [
+        "readers.h": ["phb_readers_constants", "phb_readers_control", "phb_reader_place"],
+        "datablock_layout.h": [
             "phb_datablock_constants",
             "phb_record",
             "phb_datablock_control",

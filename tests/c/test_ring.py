@@ -38,21 +38,23 @@ def test_death_at_any_instruction_publishes_all_or_nothing(
     assert 0 < met["recovered"] < met["kills"]
 
 
-# Negative controls: with one line of the header broken the model notices.
-REPAIR = "        phb_datablock_repair(db);\n"
-RETIRE = "entry <= db->constants.n_slots && entry != neighbour"
-FIRST_OBJECT = "phb_datablock_retire(db, former, PHB_NO_ENTRY); /* no frame ever had it */"
-NEXT_SLOT = "phb_store32(&next->flex_index, PHB_NO_ENTRY);"
+# Negative controls: with one line of a header broken the model notices.
+REPAIR = "    phb_datablock_repair(db);\n"
+USES = "        if (n_uses == 0) {\n"
+FORMER = "        phb_datablock_retire(db, former);\n"
+FREE_LIST = "    phb_store32(&db->control->flex_free, free_);\n"
+PARAMETERS = "phb_store32(&db->slots[newest].flex_index, (uint32_t)now.flex_index);"
 NEWEST = "if (behind > 0) { /* the newest"
 
 
 @pytest.mark.parametrize(
     ("program", "line", "broken"),
     [
-        pytest.param("ring_model.c", RETIRE, "entry <= db->constants.n_slots", id="reused-early"),
-        pytest.param("ring_model.c", FIRST_OBJECT, "", id="leaked-entry"),
+        pytest.param("ring_model.c", USES, "        if (n_uses < 2) {\n", id="reused-early"),
+        pytest.param("ring_model.c", FORMER, "", id="leaked-entry"),
         pytest.param("kill_step.c", REPAIR, "", id="no-repair"),
-        pytest.param("kill_step.c", NEXT_SLOT, "", id="begun-slot-kept"),
+        pytest.param("kill_step.c", FREE_LIST, "", id="entries-not-counted-anew"),
+        pytest.param("kill_step.c", PARAMETERS, "", id="newest-not-restored"),
         pytest.param("kill_step.c", NEWEST, "if (1) { /* the newest", id="uncommitted"),
     ],
 )

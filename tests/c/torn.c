@@ -161,8 +161,8 @@ int main(int argc, char **argv)
             waitpid(readers[i], NULL, 0);
         }
     }
-    phb_segment_close(&segment, files.segment);
-    phb_segment_detach(&segment);
+    phb_datablock_close(&db, &segment, files.segment);
+    phb_datablock_detach(&db, &segment);
     for (int i = 0; i < n_readers; i++) {
         total.n_reads += each[i].n_reads;
         total.n_torn += each[i].n_torn;

@@ -22,6 +22,7 @@ from pyhub import (
     SegmentExists,
     SegmentNotFound,
     WaitTimeout,
+    WriterStalled,
 )
 from pyhub._core import remove_dead
 from pyhub.names import lease_path, segment_names, segment_path
@@ -209,7 +210,7 @@ def test_a_living_producer_is_not_taken_for_dead(start: Start) -> None:
         with pytest.raises(WaitTimeout, match="its producer lives"):
             view.read(0.2)
         child.stop()
-        with pytest.raises(WaitTimeout, match="its producer lives"):
+        with pytest.raises(WriterStalled, match=r"is stopped \(T\)"):
             view.read(0.2)
         assert not remove_dead(segment_path("cam"), lease_path())
         with pytest.raises(SegmentExists):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import pyhub
+from pyhub.monitor.cleaning import force
 from pyhub.names import segment_path
 
 
@@ -42,7 +43,7 @@ def channels(cli: Any, hub: Any) -> Any:
     other.close()
     live.close()
     for name in ("dead", "closed", "foreign", "damaged", "truncated", "empty", "open"):
-        segment_path(name).unlink()
+        force(name)
 
 
 def _write(name: str, content: bytes) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import pyhub
+from pyhub.monitor.cleaning import force
 from pyhub.monitor.survey import survey
 from pyhub.names import segment_path
 
@@ -51,7 +52,7 @@ def test_the_death_of_a_producer_is_seen() -> None:
     assert died.returncode == -9
     (state,) = survey(sample_s=0.0)
     assert (state.state, state.flex) == ("dead", {"a": 1}), "what it left can be read"
-    segment_path("cam1").unlink()
+    force("cam1")
 
 
 def test_closed_channels_are_told_apart() -> None:
@@ -77,7 +78,7 @@ def test_what_is_no_whole_segment_of_this_layout_is_unreadable() -> None:
         segment_path(name).write_bytes(bytes_)
     found = {state.name: state for state in survey()}
     for name in contents:
-        segment_path(name).unlink()
+        force(name)
     assert set(found) == set(contents)
     for name, (_, problem) in contents.items():
         assert found[name].state == "unreadable"
