@@ -205,15 +205,13 @@ typedef struct phb_datablock {
     unsigned char *structured_buffer;
     phb_readers readers; /* producers only: the table, mapped */
     pid_t pid; /* of this process: the handle does not survive fork */
-    uint64_t last_commit; /* of this handle's own last publish */
     /* The open publication; touched only by the thread that holds the lock. */
     pthread_t writer;
     int is_open, data_taken, flex_taken;
     uint32_t gate;         /* as it was when the publication opened: readers.h */
     int is_claimed;        /* readers were asked, and have nothing against `slot` */
-    int64_t waiting_since; /* for readers; 0: not yet */
     uint32_t kept_by;      /* the place of the reader that was in the way last */
-    phb_snapshot base;     /* the record in force */
+    phb_snapshot base;     /* the record in force, as of its commit */
     uint32_t slot;         /* next to be written */
     uint64_t position;     /* ... and the position that its frame will have */
     uint32_t entry;        /* first free */
@@ -286,6 +284,7 @@ static inline void phb_datablock_bind(phb_datablock *db, const phb_segment *segm
     db->structured_buffer = segment->base + c->structured_buffer_offset;
     db->pid = getpid();
     db->is_open = 0;
+    db->base.commit = phb_load64(&db->control->commit) - 1; /* nothing is known yet */
 }
 
 #endif

@@ -45,6 +45,12 @@ static inline void phb_datablock_repair(phb_datablock *db)
     phb_store32(&db->control->is_writing, 0);
 }
 
+/* Is the record in force the one that this handle published, or saw, last? */
+static inline int phb_datablock_had_last_turn(const phb_datablock *db)
+{
+    return db->base.commit == phb_load64(&db->control->commit);
+}
+
 /* With the lock held: look at what is in force, and open a publication. */
 static inline int phb_datablock_open(phb_datablock *db)
 {
@@ -59,13 +65,14 @@ static inline int phb_datablock_open(phb_datablock *db)
         return PHB_CLOSED;
     }
     phb_store32(&db->control->writer_pid, (uint32_t)db->pid);
-    phb_datablock_snapshot(db, &db->base);
+    if (!phb_datablock_had_last_turn(db)) {
+        phb_datablock_snapshot(db, &db->base);
+    }
     db->slot = (uint32_t)((db->base.newest_slot + 1) % db->constants.n_slots);
     db->position = db->base.position + 1;
     db->entry = phb_load32(&db->control->flex_free);
     db->writer = pthread_self();
     db->data_taken = db->flex_taken = db->is_claimed = 0;
-    db->waiting_since = 0;
     db->is_open = 1;
     return PHB_OK;
 }
@@ -95,8 +102,8 @@ static inline int phb_datablock_enter(phb_datablock *db, int status)
 static inline int phb_datablock_try_begin(phb_datablock *db)
 {
     phb_datablock_control *control = db->control;
-    if (phb_load32(&control->is_awaited) && db->last_commit == phb_load64(&control->commit)) {
-        return PHB_TIMEOUT; /* we had the last turn */
+    if (phb_load32(&control->is_awaited) && phb_datablock_had_last_turn(db)) {
+        return PHB_TIMEOUT;
     }
     return phb_datablock_enter(db, phb_mutex_trylock(&control->lock));
 }
@@ -109,7 +116,7 @@ static inline int phb_datablock_try_begin(phb_datablock *db)
 static inline void phb_datablock_give_way(phb_datablock *db, int64_t deadline_ns)
 {
     phb_datablock_control *control = db->control;
-    if (!phb_load32(&control->is_awaited) || db->last_commit != phb_load64(&control->commit)) {
+    if (!phb_load32(&control->is_awaited) || !phb_datablock_had_last_turn(db)) {
         return;
     }
     const int64_t patience = phb_monotonic_ns() + PHB_GIVE_WAY_NS;
@@ -236,17 +243,15 @@ static inline void *phb_datablock_data(phb_datablock *db)
         return NULL;
     }
     if (!db->data_taken) {
-        if (db->gate) {
-            int status;
-            do {
-                status = phb_datablock_claim(db);
-            } while (status == PHB_INTERRUPTED);
-            if (status != PHB_OK) {
-                return NULL;
-            }
+        int status;
+        do {
+            status = phb_datablock_claim(db);
+        } while (status == PHB_INTERRUPTED);
+        if (status != PHB_OK) {
+            return NULL;
         }
         phb_store64(&db->slots[db->slot].seq, 2 * db->position - 1);
-        if (db->gate) {
+        if (db->is_claimed) {
             /* release: who sees 0 again sees the odd seq; pairs with phb_datablock_pin */
             phb_store32_release(&db->readers.control->claiming, 0);
         }
@@ -353,78 +358,79 @@ static inline int phb_datablock_end(phb_datablock *db, const phb_update *update,
         (structured && update->structured_size > db->constants.structured_buffer_capacity)) {
         return PHB_CAPACITY;
     }
-    phb_snapshot next = db->base;
+    phb_snapshot *next = &db->base; /* from here on nothing fails */
     const uint64_t timestamp_ns = update->timestamp_ns ? update->timestamp_ns : phb_wall_ns();
     const uint32_t former = (uint32_t)db->base.flex_index;
-    next.timestamp = (double)timestamp_ns * 1e-9;
-    next.zones = update->zones;
+    next->timestamp = (double)timestamp_ns * 1e-9;
+    next->zones = update->zones;
     if (flex) {
         phb_flex_entry *entry = &db->entries[db->entry];
-        next.flex_zone_version++;
-        next.flex_zone_size = update->flex_size;
-        next.flex_index = db->entry;
+        next->flex_zone_version++;
+        next->flex_zone_size = update->flex_size;
+        next->flex_index = db->entry;
         phb_store64(&entry->size, update->flex_size);
         phb_store32(&entry->encoding, update->flex_encoding);
         phb_store32(&db->control->flex_free, phb_load32(&entry->next_free));
         /* release: the object before its seq; pairs with phb_datablock_copy_flex */
-        phb_store64_release(&entry->seq, 2 * next.flex_zone_version);
+        phb_store64_release(&entry->seq, 2 * next->flex_zone_version);
         phb_store32(&entry->n_uses, 1); /* it is the newest */
         phb_datablock_retire(db, former);
     }
     phb_slot *slot = NULL; /* the one that refers to the newest object */
     if (structured) {
         slot = &db->slots[db->slot];
-        next.structured_buffer_version++;
-        next.structured_buffer_size = update->structured_size;
-        next.newest_slot = db->slot;
-        next.position = db->position;
-        next.n_filled += next.n_filled < n_slots;
-        next.n_dropped = phb_load64(&db->control->n_dropped);
-        phb_store64(&slot->version, next.structured_buffer_version);
+        next->structured_buffer_version++;
+        next->structured_buffer_size = update->structured_size;
+        next->newest_slot = db->slot;
+        next->position = db->position;
+        next->n_filled += next->n_filled < n_slots;
+        next->n_dropped = phb_load64(&db->control->n_dropped);
+        phb_store64(&slot->version, next->structured_buffer_version);
         phb_store64(&slot->frame_id,
                     update->frame_id ? *update->frame_id
-                                     : next.structured_buffer_version - 1 + next.n_dropped);
+                                     : next->structured_buffer_version - 1 + next->n_dropped);
         phb_store64(&slot->timestamp_ns, timestamp_ns);
         phb_store64(&slot->size, update->structured_size);
-        phb_store64(&slot->n_dropped, next.n_dropped);
-    } else if (db->base.n_filled > 0) {
-        slot = &db->slots[db->base.newest_slot % n_slots];
+        phb_store64(&slot->n_dropped, next->n_dropped);
+    } else if (next->n_filled > 0) {
+        slot = &db->slots[next->newest_slot % n_slots];
     }
     if (slot) {
         const uint32_t retired = phb_load32(&slot->flex_index);
-        phb_store64(&slot->flex_version, next.flex_zone_version);
-        phb_store32(&slot->flex_index, (uint32_t)next.flex_index);
-        phb_datablock_engage(db, (uint32_t)next.flex_index);
-        phb_datablock_retire(db, retired);
+        phb_store64(&slot->flex_version, next->flex_zone_version);
+        if (retired != next->flex_index) {
+            phb_store32(&slot->flex_index, (uint32_t)next->flex_index);
+            phb_datablock_engage(db, (uint32_t)next->flex_index);
+            phb_datablock_retire(db, retired);
+        }
     }
     if (structured) {
         /* release: the frame before its seq; pairs with phb_datablock_find */
-        phb_store64_release(&slot->seq, 2 * next.position);
+        phb_store64_release(&slot->seq, 2 * next->position);
     }
-    next.commit = db->base.commit + 1;
-    phb_record *record = &db->control->record[next.commit & 1];
+    next->commit++;
+    phb_record *record = &db->control->record[next->commit & 1];
     uint64_t timestamp;
-    memcpy(&timestamp, &next.timestamp, sizeof timestamp);
+    memcpy(&timestamp, &next->timestamp, sizeof timestamp);
     /* release: the last commit word before this record's words, so that who
      * reads the latter sees that the former moved (phb_datablock_snapshot) */
     phb_fence_release();
-    phb_store64(&record->flex_zone_size, next.flex_zone_size);
-    phb_store64(&record->flex_zone_version, next.flex_zone_version);
-    phb_store64(&record->structured_buffer_size, next.structured_buffer_size);
-    phb_store64(&record->structured_buffer_version, next.structured_buffer_version);
+    phb_store64(&record->flex_zone_size, next->flex_zone_size);
+    phb_store64(&record->flex_zone_version, next->flex_zone_version);
+    phb_store64(&record->structured_buffer_size, next->structured_buffer_size);
+    phb_store64(&record->structured_buffer_version, next->structured_buffer_version);
     phb_store64(&record->timestamp, timestamp);
-    phb_store64(&record->newest_slot, next.newest_slot);
-    phb_store64(&record->n_filled, next.n_filled);
-    phb_store64(&record->flex_index, next.flex_index);
-    phb_store64(&record->zones, next.zones);
-    phb_store64(&record->position, next.position);
-    phb_store64(&record->n_dropped, next.n_dropped);
+    phb_store64(&record->newest_slot, next->newest_slot);
+    phb_store64(&record->n_filled, next->n_filled);
+    phb_store64(&record->flex_index, next->flex_index);
+    phb_store64(&record->zones, next->zones);
+    phb_store64(&record->position, next->position);
+    phb_store64(&record->n_dropped, next->n_dropped);
     /* release: everything of this publish before its commit word; pairs with
      * phb_datablock_snapshot and phb_wait_change */
-    phb_store64_release(&db->control->commit, next.commit);
-    db->last_commit = next.commit;
+    phb_store64_release(&db->control->commit, next->commit);
     if (published) {
-        *published = next;
+        *published = *next;
     }
     return phb_datablock_release(db);
 }

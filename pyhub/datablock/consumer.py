@@ -559,7 +559,8 @@ class DataBlockConsumer:
     def _timeout(self, timeout_s: float | None) -> WaitTimeout:
         block = self._attached()
         pid = block.writer_pid if block.is_writing else block.segment.owner_pid
-        state = process_state(pid)
+        # Costs a system call or three, so not for who only looks whether there is news.
+        state = process_state(pid) if timeout_s else ""
         doing = ", publishing right now" if block.is_writing else ""
         if state.startswith("stopped"):
             return WriterStalled(
