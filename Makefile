@@ -1,5 +1,6 @@
 # make demo   builds, starts, shows frames flowing; Ctrl-C ends it
 # make test   all tests
+# make verify the long tests: every instruction, storms, sanitizers, models, soak; 40 min
 # make check  style, types, stubs
 # make bench  benchmarks: a table, and JSON in benchmarks/results
 # make gates  instructions, system calls and ratios against benchmarks/budget.toml
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 HEADERS := $(wildcard include/pyhub/*.h)
 NATIVE := $(wildcard pyhub/*.pyx pyhub/*.pxd)
 
-.PHONY: demo test check bench gates conda picture dist clean
+.PHONY: demo test verify check bench gates conda picture dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -22,6 +23,9 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
+
+verify: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python -m pytest -m verify --durations=0 $(ARGS)
 
 check: $(VENV)/.built $(VENV)/.test $(VENV)/.check
 	$(BIN)/ruff check .

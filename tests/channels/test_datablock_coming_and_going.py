@@ -25,7 +25,8 @@ from pyhub import (
     WriterStalled,
 )
 from pyhub._core import remove_dead
-from pyhub.names import lease_path, segment_names, segment_path
+from pyhub.monitor.cleaning import clean
+from pyhub.names import lease_path, reader_tables, segment_names, segment_path
 
 Start = Callable[..., Any]
 
@@ -289,6 +290,8 @@ def test_a_producer_killed_while_it_creates_leaves_a_whole_segment_or_none(
     for name in segment_names():
         assert remove_dead(segment_path(name), lease_path())
     assert not list(shm.glob("*.cam*"))
+    list(clean(None))  # a table of readers, named before its channel
+    assert not reader_tables()
 
 
 # Coming back
