@@ -6,14 +6,12 @@
  * no other process can come to hold it by accident as it can a pid
  * (docs/decisions/0005).
  *
- *   hold   F_SETLK      belongs to the process: freed on death, not inherited
- *                       by fork, kept over threads
- *   probe  F_OFD_GETLK  asks on behalf of the open file, so it also sees the
- *                       locks of the asking process
- *
- * Closing any descriptor of such a file frees the process's byte in it. So
- * they stay open for life, in a small table, and a program should not open
- * lock files by itself.
+ * The lock belongs to the open file (F_OFD_SETLK), so it does not mind what else
+ * the program opens and closes, which would free a lock of the process's
+ * (F_SETLK). A fork's child shares the open file and would keep its parent's
+ * byte over the parent's death: it closes it before anything else
+ * (pthread_atfork), and takes a lease of its own when it needs one. exec closes
+ * it, too.
  */
 #ifndef PYHUB_LEASE_H
 #define PYHUB_LEASE_H
@@ -41,27 +39,47 @@ typedef struct phb_lease_file {
  * translation units has one registry in each: several leases, all good. */
 typedef struct phb_lease_registry {
     pthread_mutex_t lock;
-    pid_t pid; /* whose leases these are; another pid: this is a fork's child */
-    int n_files;
+    pid_t pid; /* whose leases these are; 0: nobody's yet */
+    int n_files, n_former;
     phb_lease_file files[PHB_MAX_LEASE_FILES];
+    /* Descriptors of files whose name leads elsewhere by now, with leases that
+     * segments may still carry. */
+    int former[PHB_MAX_LEASE_FILES];
 } phb_lease_registry;
 
-static phb_lease_registry phb_leases = {PTHREAD_MUTEX_INITIALIZER, 0, 0, {{{0}, -1, 0, 0}}};
+static phb_lease_registry phb_leases = {PTHREAD_MUTEX_INITIALIZER, 0, 0, 0,
+                                        {{{0}, -1, 0, 0}}, {0}};
+
+/* In a fork's child, which has one thread yet: let go of what is the parent's.
+ * A thread may have held the lock at the fork. */
+static inline void phb_lease_forget(void)
+{
+    pthread_mutex_init(&phb_leases.lock, NULL);
+    for (int i = 0; i < phb_leases.n_files; i++) {
+        phb_lease_file *file = &phb_leases.files[i];
+        if (file->fd >= 0) {
+            close(file->fd);
+        }
+        file->fd = -1;
+        file->lease = 0;
+    }
+    for (int i = 0; i < phb_leases.n_former; i++) {
+        close(phb_leases.former[i]);
+    }
+    phb_leases.n_former = 0;
+    phb_leases.pid = 0;
+}
 
 static inline void phb_lease_enter(void)
 {
-    const pid_t pid = getpid();
-    const pid_t known = __atomic_load_n(&phb_leases.pid, __ATOMIC_RELAXED);
-    if (known != 0 && known != pid) {
-        /* A fork's child, which has one thread yet. It shares the descriptors,
-         * not the bytes; and a thread may have held the lock at the fork. */
-        pthread_mutex_init(&phb_leases.lock, NULL);
-        for (int i = 0; i < phb_leases.n_files; i++) {
-            phb_leases.files[i].lease = 0;
-        }
-    }
     pthread_mutex_lock(&phb_leases.lock);
-    __atomic_store_n(&phb_leases.pid, pid, __ATOMIC_RELAXED);
+    if (phb_leases.pid == 0) {
+        static int is_told;
+        if (!is_told) {
+            is_told = pthread_atfork(NULL, NULL, phb_lease_forget) == 0;
+        }
+        phb_leases.pid = getpid();
+    }
 }
 
 static inline void phb_lease_exit(void)
@@ -86,7 +104,7 @@ static inline int phb_lease_set(const phb_lease_file *file, short type, uint64_t
     lock.l_whence = SEEK_SET;
     lock.l_start = (off_t)at;
     lock.l_len = (off_t)size; /* 0: to the end */
-    return fcntl(file->fd, F_SETLK, &lock);
+    return fcntl(file->fd, F_OFD_SETLK, &lock);
 }
 
 /* Inside the registry: the open file of `path`, which its name leads to now;
@@ -112,16 +130,20 @@ static inline phb_lease_file *phb_lease_find(const char *path, int flags)
         return NULL;
     }
     if (fstat(fd, &status) || !S_ISREG(status.st_mode) || (status.st_mode & 022)) {
-        close(fd); /* nobody holds a byte of what nobody would open */
+        close(fd);
         errno = EPERM;
         return NULL;
     }
     if (!file) {
         file = &phb_leases.files[phb_leases.n_files++];
         strcpy(file->path, path);
+        file->fd = -1;
     }
-    /* A former descriptor of this name stays open as well: segments may still
-     * name the lease that is held through it. */
+    if (file->fd >= 0 && file->lease && phb_leases.n_former < PHB_MAX_LEASE_FILES) {
+        phb_leases.former[phb_leases.n_former++] = file->fd;
+    } else if (file->fd >= 0) {
+        close(file->fd);
+    }
     file->fd = fd;
     file->is_writable = (flags & O_RDWR) != 0;
     file->lease = 0;
@@ -168,6 +190,8 @@ static inline int phb_lease_is_alive(const char *path, uint64_t lease)
     phb_lease_file *file = phb_lease_find(path, O_RDONLY);
     if (!file) {
         alive = errno != ENOENT;
+    } else if (file->lease && file->lease == lease) {
+        alive = 1; /* our own: the open file does not see its own locks */
     } else {
         memset(&byte, 0, sizeof byte);
         byte.l_type = F_WRLCK;
