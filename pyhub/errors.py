@@ -17,6 +17,7 @@
     │   └── ProducerDied                        ... by death
     ├── PublishError       (RuntimeError)       begin and end out of order
     ├── AdmissionRefused   (RuntimeError)       no place, or that name is taken
+    ├── RecorderTooSlow    (RuntimeError)       frames come faster than they can be written
     ├── ForkedHandle       (RuntimeError)       made before a fork, used after
     ├── WaitTimeout        (TimeoutError)       the deadline passed
     │   └── WriterStalled                       ... because a producer does not go on
@@ -49,6 +50,7 @@ __all__ = [
     "ProducerDied",
     "PublishError",
     "AdmissionRefused",
+    "RecorderTooSlow",
     "ForkedHandle",
     "WaitTimeout",
     "WriterStalled",
@@ -125,6 +127,10 @@ class PublishError(PyhubError, RuntimeError):
 
 class AdmissionRefused(PyhubError, RuntimeError):
     """The channel does not admit this reader: no place, a name taken, or a policy it rules out."""
+
+
+class RecorderTooSlow(PyhubError, RuntimeError):
+    """Frames come faster than they can be written; nothing was recorded."""
 
 
 class ForkedHandle(PyhubError, RuntimeError):

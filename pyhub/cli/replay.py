@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pyhub.cli.options import Number, example, format_shape
 from pyhub.cli.waiting import saying
 from pyhub.codec import encode
-from pyhub.errors import WaitTimeout
+from pyhub.errors import PyhubError, WaitTimeout
 from pyhub.hub.message_hub import MessageHub
 from pyhub.sources.hdf5 import FrameFile
 from pyhub.sources.replay import parameters_of, replay
@@ -82,6 +82,7 @@ def command(
                     f"{hub.n_readers(name)} of {wait_for_readers} readers of {name!r} came in "
                     f"{timeout_s} s; nothing was published.\n  Start them first, or wait longer."
                 )
+            was_read = _is_read(hub, name)
             frames = range(start, stop)
             indices: Iterable[int] = itertools.cycle(frames) if loop else frames
             with Progress(
@@ -94,7 +95,22 @@ def command(
                     source, producer, indices, rate_hz=rate,
                     on_frame=lambda _: progress.advance(task),
                 )  # fmt: skip
+            was_read = was_read or _is_read(hub, name)
     click.echo(f"published {n_published} frames of {label}", err=True)
+    if not was_read:
+        click.echo(
+            "  nobody read them, as far as the broker knows; to wait for readers: "
+            "--wait-for-readers 1",
+            err=True,
+        )
+
+
+def _is_read(hub: MessageHub, name: str) -> bool:
+    """Whether the channel has readers; also if no broker says that it has none."""
+    try:
+        return hub.n_readers(name) > 0
+    except PyhubError:
+        return True
 
 
 def _flex_bytes_for(source: FrameFile, start: int, stop: int) -> int:

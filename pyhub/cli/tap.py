@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import json
-import math
 from typing import Any
 
 import click
@@ -13,24 +11,31 @@ import numpy as np
 
 from pyhub.cli.options import Number, example, format_shape
 from pyhub.cli.waiting import find_consumer
-from pyhub.datablock import Frame
+from pyhub.datablock import Frame, Policy
 from pyhub.hub.message_hub import MessageHub
+from pyhub.monitor.wording import spelled, to_json
 
 
 @click.command("tap", epilog=example("pyhub tap cam1", "pyhub tap cam1 --json --frames 10"))
 @click.argument("channel")
 @click.option("--frames", type=click.IntRange(1), help="End after so many.  [default: go on]")
+@click.option("--policy", type=click.Choice([str(policy) for policy in Policy]),
+              default="every", show_default=True,
+              help="Which frames; what happens to those that come too fast.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--timeout", "timeout_s", type=Number(0), metavar="S",
               help="Longest wait for channel or frame.  [default: for ever]")  # fmt: skip
-def command(channel: str, frames: int | None, as_json: bool, timeout_s: float | None) -> None:
+def command(
+    channel: str, frames: int | None, policy: str, as_json: bool, timeout_s: float | None
+) -> None:
     """Print each frame of CHANNEL as it comes: its numbers and its parameters.
 
-    Ends when the channel is closed, or with Ctrl-C.
+    Ends when the channel is closed, or with Ctrl-C. Its producer waits for this
+    program with --policy block only.
     """
     with (
         MessageHub() as hub,
-        find_consumer(hub, channel, timeout_s) as consumer,
+        find_consumer(hub, channel, timeout_s, policy=policy) as consumer,
     ):
         for n, frame in enumerate(consumer.frames(timeout_s), 1):
             click.echo(json.dumps(to_json(summary(frame))) if as_json else line_of(frame))
@@ -43,6 +48,7 @@ def summary(frame: Frame) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "frame_id": frame.frame_id,
         "timestamp": frame.timestamp,
+        "timestamp_ns": frame.timestamp_ns,
         "dtype": str(frame.data.dtype),
         "shape": list(frame.data.shape),
         "n_lost": frame.n_lost,
@@ -67,41 +73,3 @@ def line_of(frame: Frame) -> str:
     lost = f"  LOST {frame.n_lost}" if frame.n_lost else ""
     flex = "  ".join(f"{name}={value}" for name, value in spelled(frame.flex, 40).items())
     return f"{when}  {frame.frame_id:>7}{lost}  {numbers}  {flex}"
-
-
-def spelled(flex: dict[str, Any], max_length: int | None = None) -> dict[str, str]:
-    """Return parameters as texts, with the units that ``flex["units"]`` gives for some."""
-    units = flex.get("units")
-    known = units if isinstance(units, dict) else {}
-    return {
-        name: _short(value, max_length) + (f" {known[name]}" if name in known else "")
-        for name, value in flex.items()
-        if name != "units" or not known
-    }
-
-
-def _short(value: Any, max_length: int | None) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    # Line feeds, and what a terminal would take for a command.
-    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
-    return text if max_length is None or len(text) <= max_length else text[: max_length - 3] + "..."
-
-
-def to_json(value: Any) -> Any:
-    """Return `value` as JSON can say it; NaN and infinities become null."""
-    if isinstance(value, dict):
-        return {name: to_json(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(inner) for inner in value]
-    if isinstance(value, (np.longdouble, np.clongdouble)):  # their tolist() gives themselves
-        value = float(value) if isinstance(value, np.longdouble) else complex(value)
-    if isinstance(value, (np.ndarray, np.generic)):
-        return to_json(value.tolist())
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, (dt.datetime, dt.date, dt.timedelta, complex)):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

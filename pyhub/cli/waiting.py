@@ -29,7 +29,16 @@ def saying(text: str) -> Iterator[None]:
         timer.join()
 
 
-def find_consumer(hub: MessageHub, channel: str, timeout_s: float | None) -> DataBlockConsumer:
+def find_consumer(
+    hub: MessageHub,
+    channel: str,
+    timeout_s: float | None,
+    *,
+    policy: str | None = None,
+    reader: str | None = None,
+) -> DataBlockConsumer:
     """Return a consumer of `channel`, as `MessageHub.find_datablock_consumer` does."""
     with saying(f"waiting for channel {channel!r}; Ctrl-C ends"):
-        return hub.find_datablock_consumer(channel, timeout_s=timeout_s)
+        return hub.find_datablock_consumer(
+            channel, policy=policy, reader=reader, timeout_s=timeout_s
+        )

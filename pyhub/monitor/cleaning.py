@@ -42,9 +42,7 @@ def clean(runtime: RuntimeDirectory | None) -> Iterator[str]:
 def force(name: str) -> str:
     """Remove the file of channel `name` whatever it is; say so."""
     path = segment_path(name)
-    table = None
-    with contextlib.suppress(OSError):  # no segment, no table
-        table = companion(path)
+    table = _table_of(path)
     try:
         path.unlink()
     except FileNotFoundError as error:
@@ -74,7 +72,8 @@ def recover(name: str) -> Iterator[str]:
     elif n_rolled_back:
         yield f"rolled back what a dead producer of {name} had not published"
     if n_readers:
-        yield f"emptied {n_readers} places of dead readers of {name}"
+        places = "the place" if n_readers == 1 else f"{n_readers} places"
+        yield f"emptied {places} of dead readers of {name}"
 
 
 def _clean_tables() -> Iterator[str]:
@@ -92,11 +91,16 @@ def _clean_tables() -> Iterator[str]:
 
 
 def _tables_in_use() -> set[str]:
-    tables = set()
-    for name in segment_names():
-        with contextlib.suppress(OSError):
-            tables.add(companion(segment_path(name)))
-    return tables
+    tables = (_table_of(segment_path(name)) for name in segment_names())
+    return {table for table in tables if table is not None}
+
+
+def _table_of(path: Path) -> str | None:
+    """Return the table of readers of the segment `path`; None: that is no segment."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(path.lstat().st_mode):  # a pipe would be waited for
+            return companion(path)
+    return None
 
 
 def _clean_runtime(runtime: RuntimeDirectory) -> Iterator[str]:

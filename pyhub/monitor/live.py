@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from rich import box
 from rich.columns import Columns
@@ -19,8 +18,11 @@ from pyhub.datablock import DataBlockConsumer
 from pyhub.errors import PyhubError, WaitTimeout
 from pyhub.hub.message_hub import MessageHub
 from pyhub.monitor.picture import fit, render
+from pyhub.monitor.wording import short
 
 __all__ = ["Dashboard"]
+
+_LENGTH = 24  # of a parameter's value, in letters
 
 
 class Dashboard:
@@ -79,7 +81,7 @@ class Dashboard:
             table.add_row(name, *_cells(figures))
         parts: list[RenderableType] = [table]
         facts = [
-            Text.assemble((f"{name}=", "dim"), _short(value))
+            Text.assemble((f"{name}=", "dim"), short(value, _LENGTH))
             for name, value in self._parameters.items()
         ]
         parts.append(Columns(facts, padding=(0, 2)))
@@ -98,7 +100,9 @@ class Dashboard:
         for name, figures in self._rows():
             facts = zip(header, _cells(figures), strict=True)
             lines.append(f"{name:<18}" + "  ".join(f"{fact} {value}" for fact, value in facts))
-        parameters = "  ".join(f"{name}={_short(v)}" for name, v in self._parameters.items())
+        parameters = "  ".join(
+            f"{name}={short(v, _LENGTH)}" for name, v in self._parameters.items()
+        )
         lines.append(f"{'':18}frame {self._frame_id}  {parameters}")
         return lines
 
@@ -146,10 +150,3 @@ def _cells(figures: dict[str, Any]) -> list[str]:
         cell("lag_frames", ".0f"),
         cell("n_lost", ".0f"),
     ]
-
-
-def _short(value: object) -> str:
-    if isinstance(value, (float, np.floating)):
-        return f"{value:.6g}"
-    text = str(value)
-    return text if len(text) <= 24 else text[:21] + "..."

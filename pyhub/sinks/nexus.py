@@ -188,6 +188,11 @@ class NexusFile:
         """Whether the file was finished or given up."""
         return self._is_closed
 
+    @property
+    def n_ahead(self) -> int:
+        """Frames that `append` takes before it waits for the first of them."""
+        return self._max_pending if self._pool is not None else 0
+
     def append(
         self,
         frame: npt.NDArray[Any],
@@ -300,6 +305,17 @@ class NexusFile:
         """Finish the file, marked as partial, unless it is finished."""
         if not self._is_closed:
             self.finish(complete=False, reason="closed before the recording was finished")
+
+    def discard(self) -> None:
+        """Give the recording up and remove the .partial; nothing, if it is finished."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._pending.clear()
+            self._end_threads()
+            os.unlink(self.partial_path)
+            # What it still writes goes to a file without a name.
+            with contextlib.suppress(OSError, RuntimeError):
+                self._file.close()
 
     def __enter__(self) -> Self:
         """Return the open file."""

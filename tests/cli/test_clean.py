@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import time
@@ -101,7 +102,8 @@ def test_what_the_living_use_is_kept_and_still_works(apart: Any, kill_broker: An
     assert "live" not in cleaned.out
     assert segments_of(apart) == {"live"}
     assert (shm_of(apart) / f"pyhub.{os.geteuid()}..leases").exists()
-    (kept,) = set(runtime_of(apart).glob("*.sock"))
+    # The living one may have started another broker by now.
+    (kept,) = set(runtime_of(apart).glob("*.sock")) - {runtime_of(apart) / "broker.sock"}
     assert kept in sockets
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(str(kept))  # somebody listens there
@@ -195,17 +197,21 @@ def test_segments_of_another_boot_are_removed(apart: Any) -> None:
     assert segments_of(apart) == set()
 
 
-def test_links_and_directories_of_a_channels_name_are_kept(apart: Any, tmp_path: Path) -> None:
+def test_links_directories_and_pipes_of_a_channels_name_are_kept(
+    apart: Any, tmp_path: Path
+) -> None:
     (tmp_path / "precious").write_bytes(b"precious")
     prefix = f"pyhub.{os.geteuid()}."
     (shm_of(apart) / f"{prefix}link").symlink_to(tmp_path / "precious")
     (shm_of(apart) / f"{prefix}directory").mkdir()
+    os.mkfifo(shm_of(apart) / f"{prefix}pipe", 0o600)
     cleaned = apart("clean")
     assert cleaned.code == 0, cleaned
     assert "Traceback" not in cleaned.err
     assert (tmp_path / "precious").read_bytes() == b"precious"
-    assert segments_of(apart) == {"link", "directory"}
-    assert json.loads(apart("ls", "--json").out)[0]["state"] == "unreadable"
+    assert segments_of(apart) == {"link", "directory", "pipe"}
+    listed = json.loads(apart("ls", "--json").out)
+    assert [channel["state"] for channel in listed] == ["unreadable"] * 3
 
 
 @pytest.mark.parametrize("seed", [7])
@@ -258,3 +264,107 @@ def test_things_in_the_wrong_order_come_right(apart: Any, tmp_path: Path) -> Non
     assert stage.end(signal.SIGINT) == 0, stage
     assert again.end(signal.SIGINT) == 0
     assert segments_of(apart) == set()
+
+
+# --- recover: what the dead left in channels that live on ---
+
+# A channel with a guest that dies in a publication, and readers that die with a pin.
+LIVES_ON = """
+import os, signal, sys
+import numpy as np
+import pyhub
+
+producer = pyhub.DataBlockProducer.create(sys.argv[1], dtype="u1", shape=(4,), slots=4)
+producer.put(np.zeros(4, "u1"))
+
+def die(act):
+    read, write = os.pipe()
+    if not os.fork():
+        kept = act()
+        os.write(write, b"d")
+        signal.pause()
+    os.read(read, 1)
+    return read
+
+def publish():
+    guest = pyhub.DataBlockProducer.attach(sys.argv[1])
+    guest.begin_publish()
+    guest.get_structured_data_buffer()[:] = 9
+    return guest
+
+def read():
+    reader = pyhub.DataBlockConsumer.attach(sys.argv[1], policy="block")
+    return reader, reader.pin()
+
+for act in (read, read, publish):
+    die(act)
+print("victims", flush=True)
+sys.stdin.readline()
+for k in range(20):
+    producer.put(np.zeros(4, "u1"))
+print("published", producer.header().n_recovered, flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_recover_repairs_a_living_channel_and_only_once(apart: Any) -> None:
+    read, write = os.pipe()
+    owner = apart.start_python("-c", LIVES_ON, "cam1", stdin=read)
+    os.close(read)
+    owner.says("victims")
+    victims = [pid for pid in apart.running() if pid != owner.pid]
+    assert len(victims) == 3
+    kept = apart("recover", "cam1")
+    assert kept.code == 0
+    assert re.fullmatch(
+        r"kept the lock of cam1: a living producer \(pid (\d+)\) is publishing\n", kept.out
+    )
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    told = json.loads(apart("info", "cam1", "--json").out)["admitted"]
+    assert [(reader["n_pinned"], reader["is_alive"]) for reader in told] == [(1, False)] * 2
+    first, second = apart.side_by_side(["recover"], ["recover", "cam1"])
+    assert (first.code, second.code) == (0, 0)
+    said = sorted((first.out + second.out).replace("nothing to repair\n", "").splitlines())
+    assert said == [
+        "emptied 2 places of dead readers of cam1",
+        "rolled back what a dead producer of cam1 had not published",
+    ]
+    assert apart("recover").out == "nothing to repair\n"
+    assert json.loads(apart("info", "cam1", "--json").out)["admitted"] == []
+    os.write(write, b"\n")
+    owner.says("published 1")
+    os.close(write)
+    assert owner.end() == 0
+
+
+def test_recover_says_what_it_cannot_repair(apart: Any) -> None:
+    (shm_of(apart) / f"pyhub.{os.geteuid()}.odd").write_bytes(b"?" * 99)
+    everything, odd, nobody = apart.side_by_side(
+        ["recover"], ["recover", "odd"], ["recover", "nobody"]
+    )
+    assert (everything.code, odd.code, nobody.code) == (0, 1, 3)
+    assert everything.out.startswith("kept odd: ")
+    assert "SegmentDamaged: " in odd.err
+    assert "there is no channel 'nobody'" in nobody.err
+    assert apart("clean", "--force", "odd").code == 0
+
+
+def test_two_cleans_at_once_remove_everything_once(apart: Any) -> None:
+    script = (
+        "import os, pyhub\n"
+        "made = [pyhub.DataBlockProducer.create(f'cam{k}') for k in range(60)]\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    apart.start_python("-c", script).end()
+    for k in range(0, 60, 2):  # tables whose channel is gone
+        (shm_of(apart) / f"pyhub.{os.geteuid()}.cam{k}").unlink()
+    cleans = apart.side_by_side(["clean"], ["clean"])
+    assert [program.code for program in cleans] == [0, 0]
+    assert not any(program.err for program in cleans), cleans
+    said = "".join(program.out for program in cleans)
+    for k in range(1, 60, 2):
+        assert said.count(f"removed segment cam{k} (") == 1
+    assert said.count(": the readers of a channel that is gone") >= 30
+    assert apart("clean").code == 0
+    assert list(shm_of(apart).iterdir()) == []

@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import struct
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +199,84 @@ def test_segments_of_others_are_not_listed(cli: Any, shm: Path) -> None:
     finally:
         (shm / f"pyhub.{os.geteuid() + 1}.theirs").unlink()
         (shm / "unrelated").unlink()
+
+
+@pytest.fixture
+def stalled(hub: Any) -> Iterator[Any]:
+    """A channel whose producer waits for a reader, and has dropped frames for another."""
+    with (
+        hub.create_datablock_producer(
+            "cam1", dtype="u1", shape=(512, 1028), slots=4, patience_s=60
+        ) as producer,
+        pyhub.DataBlockConsumer.attach("cam1", policy="drop_newest", reader="choosy") as choosy,
+    ):
+        for _ in range(7):
+            producer.put(np.zeros((512, 1028), "u1"))
+        choosy.close()
+        with pyhub.DataBlockConsumer.attach("cam1", policy="block", reader="slow") as slow:
+
+            def publish() -> None:
+                for _ in range(8):
+                    producer.put(np.zeros((512, 1028), "u1"))
+
+            thread = threading.Thread(target=publish)
+            thread.start()
+            yield slow
+        thread.join()
+
+
+@pytest.mark.usefixtures("stalled")
+def test_a_reader_that_holds_the_producer_up_and_frames_dropped_are_told(cli: Any) -> None:
+    with (
+        cli.in_terminal("ls", size=(40, 80)) as listed,
+        cli.in_terminal("info", "cam1", size=(40, 80)) as info,
+    ):
+        assert (listed.end(), info.end()) == (0, 0)
+    json_ls, json_info = cli.side_by_side(["ls", "--json"], ["info", "cam1", "--json"])
+    waits = rf"cam1: the producer waits for reader 'slow' \(pid {os.getpid()}\), \d+% of the time"
+    (row,) = (line.split() for line in listed.out.splitlines() if line.startswith(" cam1"))
+    assert row[1:5] == ["live", "uint8", "512x1028", "4"]
+    assert row[-3] == "0!"
+    for program in (listed, info):
+        assert re.search(waits, program.out), program
+        assert "cam1: 3 frames dropped so far" in program.out
+        assert all(len(line) <= 80 for line in program.out.splitlines() if line[:1] == " ")
+    (row,) = (line.split() for line in info.out.splitlines() if line.startswith(" slow"))
+    assert row[:5] == ["slow", "block", "0", "0", "0"]
+    assert float(row[6]) > 0
+    assert row[7:] == ["0", str(os.getpid()), "alive"]
+    (of_ls,), of_info = json.loads(json_ls.out), json.loads(json_info.out)
+    for facts in (of_ls, of_info):
+        (reader,) = facts["admitted"]
+        assert reader.pop("stalled_s") > 0
+        assert reader == {
+            "name": "slow", "pid": os.getpid(), "policy": "block", "n_read": 0, "n_lost": 0,
+            "max_lag": 0, "n_pinned": 0, "n_dropped": 0, "is_alive": True, "is_stalling": True,
+        }  # fmt: skip
+        assert facts["n_dropped"] == 3
+        assert abs(facts["timestamp_ns"] - facts["timestamp"] * 1e9) < 1e3
+
+
+def test_of_readers_that_cost_nothing_ls_says_nothing(cli: Any, hub: Any) -> None:
+    with (
+        hub.create_datablock_producer("cam1", dtype="u1", shape=(2, 2)) as producer,
+        pyhub.DataBlockConsumer.attach("cam1", policy="block", reader="[red]prompt") as reader,
+    ):
+        producer.put(np.zeros((2, 2), "u1"))
+        reader.read()
+        listed, info = cli.side_by_side(["ls"], ["info", "cam1"])
+    assert len(listed.out.split("\n cam1", 1)[1].strip().splitlines()) == 1
+    assert "!" not in listed.out
+    assert re.search(r"^ \[red\]prompt +block ", info.out, re.MULTILINE)
+    assert info.out.rstrip().endswith("alive")
+
+
+def test_dead_readers_are_told_as_dead(cli: Any, hub: Any) -> None:
+    with hub.create_datablock_producer("cam1", dtype="u1", shape=(2, 2)):
+        tap = cli.start("tap", "cam1", "--policy", "drop_oldest")
+        assert hub.wait_for_readers("cam1", 1, 40)
+        tap.end(signal.SIGKILL)
+        info, as_json = cli.side_by_side(["info", "cam1"], ["info", "cam1", "--json"])
+    (reader,) = json.loads(as_json.out)["admitted"]
+    assert (reader["pid"], reader["is_alive"]) == (tap.pid, False)
+    assert f"{tap.pid}  dead" in info.out

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import re
 import resource
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -425,3 +428,164 @@ def test_the_limit_of_that_test_is_what_stops_the_recorder(
     )
     replay = cli("replay", example_file, "--name", "cam1", "--wait-for-readers", 1)
     assert (replay.code, recorder.end()) == (0, 0)
+
+
+# --- A recorder that is too slow ---
+
+NOISE = np.random.default_rng(1).integers(0, 1 << 16, (1024, 1024), np.uint16)
+# On one processor zlib packs some 40 of those frames a second.
+ON_ONE_CPU = (
+    "import os, sys\n"
+    "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    "os.execv(sys.executable, [sys.executable, '-m', 'pyhub', *sys.argv[1:]])"
+)
+
+
+@contextlib.contextmanager
+def fast(hub: Any, slots: int = 8) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """A channel, and a function that publishes at most 400 frames a second into it."""
+    with hub.create_datablock_producer(
+        "cam1", dtype="u2", shape=NOISE.shape, slots=slots, patience_s=60
+    ) as producer:
+
+        def publish() -> None:
+            producer.put(NOISE)
+            time.sleep(0.0025)  # leaves the recorder some of the machine
+
+        yield producer, publish
+
+
+@pytest.mark.parametrize("policy", ["drop_oldest", "drop_newest"])
+def test_a_recording_that_cannot_keep_up_is_refused_with_the_figures(
+    cli: Any, hub: Any, tmp_path: Path, policy: str
+) -> None:
+    path = tmp_path / "out.h5"
+    path.write_bytes(b"precious")
+    with fast(hub) as (_, publish):
+        recorder = cli.start_python(
+            *("-c", ON_ONE_CPU, "record", "cam1", str(path)),
+            *("--policy", policy, "--overwrite"),
+        )
+        while recorder.code is None:
+            publish()
+    assert recorder.code == 1
+    assert recorder.err.startswith("RecorderTooSlow: channel 'cam1' is faster than its recording")
+    assert "with compression 'gzip'" in recorder.err
+    figures = re.search(
+        r"  ([\d.]+) frames/s come \(([\d.]+) MB/s\), ([\d.]+) frames/s can be written \(([\d.]+) ",
+        recorder.err,
+    )
+    assert figures is not None
+    came_hz, came_mb, written_hz, written_mb = map(float, figures.groups())
+    assert 0 < written_hz < came_hz < 450
+    assert came_mb == pytest.approx(came_hz * NOISE.nbytes / 1e6, rel=0.1)
+    assert written_mb == pytest.approx(written_hz * NOISE.nbytes / 1e6, rel=0.1)
+    assert "--compression none, or --policy block (the producer waits then)" in recorder.err
+    assert "Traceback" not in recorder.err
+    assert path.read_bytes() == b"precious"
+    assert os.listdir(tmp_path) == ["out.h5"], "nothing is left of it"
+
+
+def test_a_recording_that_keeps_up_is_not_refused(cli: Any, hub: Any, tmp_path: Path) -> None:
+    """The same frames, with and without compression, at a rate that both can write."""
+    paths = [tmp_path / f"{compression}.h5" for compression in ("gzip", "none")]
+    with fast(hub, slots=64) as (producer, _):
+        recorders = [
+            cli.start_python(
+                "-c", ON_ONE_CPU, "record", "cam1", str(path), "--compression", path.stem
+            )
+            for path in paths
+        ]
+        assert hub.wait_for_readers("cam1", 2, 40)
+        for _ in range(30):  # longer than a refusal takes
+            producer.put(NOISE)
+            time.sleep(0.1)
+    for recorder, path in zip(recorders, paths, strict=True):
+        assert recorder.end() == 0, recorder
+        assert f"wrote 30 frames to {path}, 0 missing" in recorder.err
+
+
+def test_with_policy_block_the_producer_is_slowed_and_told_of_once(
+    cli: Any, hub: Any, tmp_path: Path
+) -> None:
+    with fast(hub) as (_, publish):
+        recorder = cli.start_python(
+            *("-c", ON_ONE_CPU, "record", "cam1", str(tmp_path / "out.h5"), "--policy", "block")
+        )
+        assert hub.wait_for_readers("cam1", 1, 40)
+        end = time.monotonic() + 3  # longer than a refusal takes
+        n = 0
+        while time.monotonic() < end:
+            publish()
+            n += 1
+    assert recorder.end() == 0, recorder
+    assert recorder.err.count("channel 'cam1': its producer waits for this recording") == 1
+    assert f"wrote {n} frames to {tmp_path / 'out.h5'}, 0 missing" in recorder.err
+    assert re.search(r"the producer waited [\d.]+ s for it", recorder.err)
+
+
+def test_frames_that_the_ring_holds_are_recorded_however_fast_they_come(
+    cli: Any, hub: Any, tmp_path: Path
+) -> None:
+    with fast(hub, slots=90) as (producer, _):
+        recorder = cli.start_python("-c", ON_ONE_CPU, "record", "cam1", str(tmp_path / "out.h5"))
+        assert hub.wait_for_readers("cam1", 1, 40)
+        for _ in range(80):  # two seconds' work
+            producer.put(NOISE)
+    assert recorder.end() == 0, recorder
+    assert "wrote 80 frames" in recorder.err
+    assert ", 0 missing" in recorder.err
+
+
+# --- The reader that records ---
+
+
+def test_a_recorder_is_a_reader_that_the_channel_knows(
+    cli: Any, hub: Any, tmp_path: Path, awaiting: Any
+) -> None:
+    with hub.create_datablock_producer("cam1", dtype="u2", shape=SHAPE) as producer:
+        recorders = [
+            cli.start("record", "cam1", tmp_path / "a.h5"),
+            cli.start("record", "cam1", tmp_path / "b.h5", "--reader", "archive"),
+        ]
+        assert hub.wait_for_readers("cam1", 2, 40)
+        producer.put(image(0))
+        facts = json.loads(cli("info", "cam1", "--json").out)["admitted"]
+        taken = cli("record", "cam1", tmp_path / "c.h5", "--reader", "archive")
+    found = {reader["name"]: (reader["pid"], reader["policy"]) for reader in facts}
+    assert found == {
+        f"record-{recorders[0].pid}": (recorders[0].pid, "drop_oldest"),
+        "archive": (recorders[1].pid, "drop_oldest"),
+    }
+    assert [recorder.end() for recorder in recorders] == [0, 0]
+    assert taken.code == 1
+    assert "has a reader 'archive' already" in taken.err
+    assert sorted(os.listdir(tmp_path)) == ["a.h5", "b.h5"]
+
+
+def test_frames_that_were_dropped_for_a_recorder_are_marked_as_missing(
+    cli: Any, hub: Any, tmp_path: Path, awaiting: Any
+) -> None:
+    with hub.create_datablock_producer(
+        "cam1", dtype="u2", shape=SHAPE, slots=4, patience_s=60
+    ) as producer:
+        recorder = cli.start("record", "cam1", tmp_path / "out.h5", "--policy", "drop_newest")
+        assert hub.wait_for_readers("cam1", 1, 40)
+        producer.put(image(0), flex={"k": 0})
+        awaiting(lambda: (tmp_path / "out.h5.partial").exists(), "the file")
+        recorder.suspend()
+        was_published = [producer.put(image(k), flex={"k": k}) for k in range(1, 20)]
+        recorder.resume()
+        k = 20
+        while not producer.put(image(k), flex={"k": k}):
+            was_published.append(False)
+            k += 1
+        n_dropped = producer.header().n_dropped
+    assert recorder.end() == 0, recorder
+    valid = [True, *was_published, True]
+    found = contents(tmp_path / "out.h5")
+    assert found["n_missing"] == n_dropped == valid.count(False) > 0
+    assert found["valid"].tolist() == valid
+    assert found["ids"].tolist() == list(range(len(valid)))
+    assert found["k"][found["valid"]].tolist() == np.flatnonzero(valid).tolist()
+    assert "missing frames were dropped before they could be written" in recorder.err

@@ -183,6 +183,17 @@ def test_a_replay_waits_for_all_the_readers_it_was_asked_for(
     assert len(first.out.splitlines()) == 10
 
 
+def test_a_replay_that_nobody_read_says_so(cli: Any, hub: Any, example_file: Path) -> None:
+    alone = cli("replay", example_file, "--name", "cam1")
+    assert alone.code == 0
+    assert "nobody read them, as far as the broker knows" in alone.err
+    assert "--wait-for-readers 1" in alone.err
+    tap = cli.start("tap", "cam1")
+    read = cli("replay", example_file, "--name", "cam1", "--wait-for-readers", 1)
+    assert (tap.end(), read.code) == (0, 0)
+    assert "nobody" not in read.err
+
+
 def test_a_replay_that_waits_in_vain_publishes_nothing(cli: Any, example_file: Path) -> None:
     replay = cli(
         "replay", example_file, "--name", "cam1", "--wait-for-readers", 1, "--timeout", 0.2

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyhub.cli.tap import line_of, summary, to_json
+from pyhub.cli.tap import line_of, summary
 from pyhub.codec import encode
 from pyhub.datablock import Frame
+from pyhub.monitor.wording import to_json
 
 FRAMES = [
     np.arange(6, dtype=np.uint16).reshape(2, 3),
@@ -100,6 +101,7 @@ def test_json_has_null_for_what_json_cannot_say(cli: Any, hub: Any) -> None:
     assert facts["frame_id"] == 0
     assert facts["n_lost"] == 0
     assert facts["timestamp"] > 1.6e9
+    assert abs(facts["timestamp_ns"] - facts["timestamp"] * 1e9) < 1e3
 
 
 def test_every_line_of_a_running_channel_is_json_and_in_order(cli: Any) -> None:
@@ -151,3 +153,36 @@ def test_output_into_head_makes_no_traceback(cli: Any, hub: Any, command: str) -
         assert shell.end() == 0
     assert shell.out
     assert shell.err == ""
+
+
+def test_a_tap_may_have_the_producer_wait_for_it(cli: Any, hub: Any) -> None:
+    with hub.create_datablock_producer(
+        "cam1", dtype="u1", shape=(2, 2), slots=2, patience_s=60
+    ) as producer:
+        tap = cli.start("tap", "cam1", "--json", "--policy", "block")
+        assert hub.wait_for_readers("cam1", 1, 40)
+        for _ in range(100):
+            producer.put(np.zeros((2, 2), "u1"))
+        (row,) = json.loads(cli("info", "cam1", "--json").out)["admitted"]
+        tap.says(r'"frame_id": 99,')
+    assert tap.end() == 0
+    assert (row["pid"], row["policy"]) == (tap.pid, "block")
+    facts = [json.loads(line) for line in tap.out.splitlines()]
+    assert [fact["frame_id"] for fact in facts] == list(range(100))
+
+
+def test_a_tap_may_ask_for_the_newest_only(cli: Any, hub: Any) -> None:
+    with hub.create_datablock_producer("cam1", dtype="u1", shape=(2, 2), slots=64) as producer:
+        tap = cli.start("tap", "cam1", "--json", "--policy", "latest")
+        assert hub.wait_for_readers("cam1", 1, 40)
+        producer.put(np.zeros((2, 2), "u1"))
+        tap.says(r"\n")
+        tap.suspend()
+        for _ in range(9):
+            producer.put(np.zeros((2, 2), "u1"))
+        tap.resume()
+        tap.says(r'"frame_id": 9,')
+    assert tap.end() == 0
+    last = json.loads(tap.out.splitlines()[-1])
+    assert len(tap.out.splitlines()) <= 3, "one may have been taken before it stood"
+    assert last["n_lost"] >= 7

@@ -6,6 +6,8 @@ import os
 import struct
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,3 +102,83 @@ def test_parameters_that_cannot_be_decoded_are_a_problem_of_their_channel_alone(
     assert states["bad"].state == "live"
     assert states["bad"].flex is None
     assert states["bad"].problem
+
+
+def test_admitted_readers_are_told_with_their_figures() -> None:
+    with (
+        pyhub.DataBlockProducer.create("cam1", dtype="u1", shape=(4,), slots=4) as producer,
+        pyhub.DataBlockConsumer.attach("cam1", policy="drop_oldest", reader="slow") as slow,
+        pyhub.DataBlockConsumer.attach("cam1", reader="viewer") as viewer,
+    ):
+        for k in range(10):
+            producer.put(np.full(4, k, "u1"))
+        slow.read()
+        with viewer.pin() as frame:
+            (state,) = survey(sample_s=0.0)
+            assert frame.data.tolist() == [9] * 4
+    first, second = state.admitted
+    assert (first.name, first.pid, first.policy) == ("slow", os.getpid(), "drop_oldest")
+    assert (first.n_read, first.n_pinned) == (1, 0)
+    assert first.n_lost >= 6
+    assert first.n_lost + first.max_lag == 9
+    assert (second.name, second.policy, second.n_pinned) == ("viewer", "latest", 1)
+    assert first.is_alive
+    assert not state.stalling
+
+
+def test_a_reader_that_holds_the_producer_up_is_named() -> None:
+    with (
+        pyhub.DataBlockProducer.create(
+            "cam1", dtype="u1", shape=(4,), slots=2, patience_s=60
+        ) as producer,
+        pyhub.DataBlockConsumer.attach("cam1", policy="block", reader="slow") as slow,
+        pyhub.DataBlockConsumer.attach("cam1", reader="viewer"),
+    ):
+
+        def publish() -> None:
+            for _ in range(3):  # one more than there are slots
+                producer.put(np.zeros(4, "u1"))
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        while not (state := survey(sample_s=0.05)[0]).stalling:
+            assert thread.is_alive()
+        slow.read()
+        thread.join()
+        after = survey(sample_s=0.05)[0]
+    assert list(state.stalling) == ["slow"]
+    assert 0 < state.stalling["slow"] <= 1
+    assert not after.stalling
+    assert after.admitted[0].stalled_s > 0
+
+
+def test_a_table_that_has_gone_is_no_error(shm: Path) -> None:
+    with pyhub.DataBlockProducer.create("cam1", dtype="u1", shape=(4,)) as producer:
+        producer.put(np.zeros(4, "u1"))
+        (table,) = shm.glob("*..readers.*")
+        table.unlink()
+        (state,) = survey(sample_s=0.0)
+    assert (state.state, state.admitted, state.problem) == ("live", [], "")
+
+
+def test_a_table_that_cannot_be_read_is_a_problem_of_its_own(shm: Path) -> None:
+    with pyhub.DataBlockProducer.create("cam1", dtype="u1", shape=(4,)) as producer:
+        producer.put(np.zeros(4, "u1"), flex={"a": 1})
+        (table,) = shm.glob("*..readers.*")
+        content = table.read_bytes()
+        for wrong in (b"", content[:-1], content[:8] + struct.pack("<I", 99) + content[12:]):
+            table.unlink()
+            table.touch(mode=0o600)
+            table.write_bytes(wrong)
+            (state,) = survey(sample_s=0.0)
+            assert (state.state, state.flex, state.admitted) == ("live", {"a": 1}, [])
+            assert state.problem.startswith("its readers cannot be told: ")
+
+
+def test_channels_that_go_during_the_survey_are_told_as_they_were() -> None:
+    producer = pyhub.DataBlockProducer.create("cam1", dtype="u1", shape=(4,))
+    thread = threading.Timer(0.1, producer.close)
+    thread.start()
+    (state,) = survey(sample_s=0.5)
+    thread.join()
+    assert state.state == "closed"
