@@ -18,7 +18,6 @@ from pyhub._abi cimport (
     PHB_EMPTY,
     PHB_FLEX_JSON,
     PHB_FLEX_MSGPACK,
-    PHB_FULL,
     PHB_INTERRUPTED,
     PHB_MAX_NDIM,
     PHB_MAX_READERS,
@@ -298,6 +297,11 @@ cdef class DataBlock:
         return phb_load32(&self.db.control.writer_pid)
 
     @property
+    def owner_lease(self):
+        """The lease of the process that keeps the channel, beside its guests."""
+        return phb_load64_acquire(&self.segment.c.live.owner_lease)
+
+    @property
     def n_recovered(self):
         return phb_load64(&self.db.control.n_recovered)
 
@@ -542,7 +546,7 @@ cdef class DataBlock:
             uint32_t encoding, frame_id, uint64_t timestamp_ns):
         """Publish `zones` and let the lock go.
 
-        Returns (commit, flex_zone_version, structured_buffer_version).
+        Returns (commit, flex_zone_version, structured_buffer_version, n_dropped).
         """
         cdef Segment segment = self._use()
         cdef uint64_t number = 0
@@ -562,7 +566,7 @@ cdef class DataBlock:
         if status == PHB_OK:
             Py_DECREF(segment)
             return (published.commit, published.flex_zone_version,
-                    published.structured_buffer_version)
+                    published.structured_buffer_version, published.n_dropped)
         if status == PHB_MISUSE:
             raise self._misuse()
         if status == PHB_CAPACITY:
@@ -603,6 +607,6 @@ cdef object _writer_stalled(str name, uint32_t pid, timeout_s):
     return errors.WriterStalled(
         f"channel {name!r}: another producer (pid {pid}, {state}) holds the lock since more "
         f"than {timeout_s} s.\n"
-        f"  It is between begin_publish and end_publish. If it is stopped, let it go on "
+        f"  It fills a frame, or waits for a reader (see pyhub info {name}). If it is stopped, let it go on "
         f"(kill -CONT {pid}) or end it (kill {pid}); what it had not published is rolled back."
     )

@@ -69,6 +69,13 @@ cdef str _text(const char *name):
     return name[:PHB_READER_NAME_BYTES].partition(b"\0")[0].decode("utf-8", "replace")
 
 
+cdef bytes _encoded(str name):
+    try:
+        return name.encode()
+    except UnicodeEncodeError:
+        return b""  # which no reader can be called
+
+
 @cython.final
 @cython.auto_pickle(False)
 cdef class ReaderTable:
@@ -161,15 +168,15 @@ cdef class Admission:
         """
         cdef Admission self = Admission.__new__(Admission)
         cdef Cursor cursor = Cursor.__new__(Cursor)
-        cdef bytes c_name = name.encode()
+        cdef bytes c_name = _encoded(name)
         cdef const char *name_chars = c_name
         cdef int64_t deadline = deadline_after(timeout_s)
         cdef int status = PHB_INTERRUPTED
         cdef int error = 0
-        if not 0 < len(c_name) < PHB_READER_NAME_BYTES or b"\0" in c_name:
+        if not 0 < len(c_name) < PHB_READER_NAME_BYTES or not name.isprintable():
             raise errors.InvalidName(
                 f"{name!r} cannot be the name of a reader.\n"
-                f"  Use 1 to {PHB_READER_NAME_BYTES - 1} bytes of UTF-8."
+                f"  Use 1 to {PHB_READER_NAME_BYTES - 1} bytes of UTF-8, all printable."
             )
         self.table = table
         self.block = block

@@ -200,20 +200,28 @@ static inline void phb_cursor_pass(phb_cursor *cursor, const phb_frame *frame)
     }
 }
 
-/* The first position after `passed` that may still be there; false: none is
- * published. When some fell out of the ring it is the oldest but one: the
- * oldest slot is the next to be overwritten. */
-static inline int phb_datablock_seek(const phb_datablock *db, uint64_t passed,
-                                     uint64_t *position)
+/* The first position after `passed`, itself not before the cursor's, that may
+ * still be there; false: none is published. When frames fell out of the ring it
+ * is the oldest but one: the oldest slot is the next to be overwritten. But it
+ * may be only positions without a frame that fell out (PHB_SKIPPED). */
+static inline int phb_datablock_seek(const phb_datablock *db, const phb_cursor *cursor,
+                                     uint64_t passed, uint64_t *position)
 {
+    const uint64_t n_slots = db->constants.n_slots;
     phb_snapshot now;
     phb_datablock_snapshot(db, &now);
     const uint64_t behind = now.position - passed;
     if (now.n_filled == 0 || (int64_t)behind <= 0) {
         return 0;
     }
-    *position = behind <= now.n_filled ? passed + 1
-                                       : now.position - now.n_filled + (now.n_filled > 2 ? 2 : 1);
+    *position = passed + 1;
+    if (behind > now.n_filled) {
+        const uint64_t oldest =
+            now.newest_slot % n_slots + n_slots - (now.n_filled - 1) % n_slots;
+        const uint64_t version = phb_load64(&db->slots[oldest % n_slots].version);
+        const int has_lost = (int64_t)(version - cursor->version) > 1;
+        *position = now.position - now.n_filled + (has_lost && now.n_filled > 2 ? 2 : 1);
+    }
     return 1;
 }
 
@@ -226,7 +234,7 @@ static inline int phb_datablock_read_next(const phb_datablock *db, const phb_cur
     uint32_t n_tries = db->constants.n_slots + 8;
     int status = PHB_EMPTY;
     memset(frame, 0, sizeof *frame);
-    while (n_tries-- && phb_datablock_seek(db, passed, &position)) {
+    while (n_tries-- && phb_datablock_seek(db, cursor, passed, &position)) {
         status = phb_datablock_read(db, &position, data, flex, frame);
         if (status != PHB_OVERRUN && status != PHB_SKIPPED) {
             return status;

@@ -11,8 +11,8 @@
 
 /* Undo what a dead producer left half done: with the lock held, bring the
  * newest slot back to what the record in force says, and count uses and the
- * free list anew. A slot that was begun holds nothing until its turn comes
- * again. Can be repeated from the start wherever the repairer itself dies. */
+ * free list anew. A slot that was begun, or done and not committed, holds
+ * nothing until its turn comes again. Can be repeated from the start wherever the repairer itself dies. */
 static inline void phb_datablock_repair(phb_datablock *db)
 {
     const uint32_t n_slots = db->constants.n_slots;
@@ -27,6 +27,12 @@ static inline void phb_datablock_repair(phb_datablock *db)
         phb_store32(&db->entries[i].n_uses, i == now.flex_index);
     }
     for (uint32_t i = 0; i < n_slots; i++) {
+        /* Its position may be passed over by who comes next, and would then
+         * seem to be published. */
+        const uint64_t seq = phb_load64(&db->slots[i].seq);
+        if (seq % 2 == 0 && (int64_t)(seq - 2 * now.position) > 0) {
+            phb_store64(&db->slots[i].seq, seq - 1);
+        }
         const uint32_t used = phb_load32(&db->slots[i].flex_index);
         if (used <= n_slots) {
             phb_store32(&db->entries[used].n_uses, phb_load32(&db->entries[used].n_uses) + 1);
@@ -186,6 +192,7 @@ static inline int phb_datablock_ask_readers(phb_datablock *db)
     phb_readers_control *control = db->readers.control;
     const int64_t slice = phb_monotonic_ns() + PHB_WAIT_SLICE_NS;
     phb_objection objection = PHB_IS_PINNED;
+    int is_second = 0;
     for (;;) {
         const uint32_t seen = phb_load32(&control->released);
         for (uint32_t ahead = 1; ahead <= n_slots; ahead++) {
@@ -209,6 +216,13 @@ static inline int phb_datablock_ask_readers(phb_datablock *db)
             }
         }
         phb_store32(&control->claiming, 0);
+        if (objection == PHB_IS_PINNED) {
+            if (!is_second) { /* pins move while we look: one look is no proof */
+                is_second = 1;
+                continue;
+            }
+            objection = phb_readers_ask_holders(&db->readers, &db->kept_by);
+        }
         const int64_t now = phb_monotonic_ns();
         if (objection != PHB_IS_WAITED_FOR || now >= slice) {
             phb_store32(&control->is_waiting, 0);

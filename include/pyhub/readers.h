@@ -357,8 +357,8 @@ static inline int phb_readers_take_place(phb_readers *table, const char *name, u
         phb_store64(&place->n_read, 0);
         phb_store64(&place->n_lost, 0);
         phb_store64(&place->max_lag, 0);
-        phb_store64(&place->given_up_at, 0);
-        phb_store64(&place->kept_at, 0);
+        phb_store64(&place->given_up_at, cursor); /* any but cursor + 1 */
+        phb_store64(&place->kept_at, cursor);
         phb_store64(&place->stalled_ns, 0);
         phb_store64(&place->n_dropped, 0);
         phb_store64_release(&place->lease, lease); /* from here on it is taken */
@@ -411,8 +411,9 @@ static inline int phb_reader_is_given_up(phb_readers *table, phb_reader_place *p
     }
     const uint64_t now = (uint64_t)phb_monotonic_ns();
     if (phb_load64(&place->kept_at) != cursor + 1) {
-        phb_store64(&place->kept_at, cursor + 1);
+        /* In this order: who dies in between leaves no time of long ago. */
         phb_store64(&place->kept_ns, now);
+        phb_store64(&place->kept_at, cursor + 1);
     }
     if (now - phb_load64(&place->kept_ns) < table->constants.patience_ns) {
         return 0;
@@ -464,6 +465,26 @@ static inline phb_objection phb_readers_ask(phb_readers *table, uint32_t slot,
         phb_readers_reap(table);
     }
     return strongest;
+}
+
+/* Every slot is pinned: is one of those who hold them to be waited for? */
+static inline phb_objection phb_readers_ask_holders(phb_readers *table, uint32_t *who)
+{
+    const uint32_t n_used = phb_readers_n_used(table);
+    for (uint32_t i = 0; i < n_used; i++) {
+        phb_reader_place *place = &table->places[i];
+        uint32_t n_pins = 0;
+        for (uint32_t j = 0; j < PHB_READER_PINS; j++) {
+            n_pins += phb_load32(&place->pin[j]) != 0;
+        }
+        if (n_pins && phb_load64(&place->lease) &&
+            phb_load32(&place->policy) == PHB_POLICY_BLOCK &&
+            !phb_reader_is_given_up(table, place, phb_load64(&place->cursor))) {
+            *who = i;
+            return PHB_IS_WAITED_FOR;
+        }
+    }
+    return PHB_IS_PINNED;
 }
 
 #endif

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 
 import numpy as np
 
@@ -42,8 +43,10 @@ class Attachment:
         self._path = segment_path(name, self._owner_uid)
         self.leases = str(lease_path(self._owner_uid))
 
-    def renew(self) -> bool:
+    def renew(self, begin: Callable[[DataBlock, FrameLayout], None]) -> bool:
         """Map the segment that has the name now; False if there is none but ours.
+
+        It is in use once `begin`, which is given it, has returned.
 
         Raises
         ------
@@ -59,7 +62,14 @@ class Attachment:
             return False  # a producer that comes takes the name over
         if former is None and self._was_left(block):
             return False
-        self.layout = block_layout(block)
+        layout = block_layout(block)
+        try:
+            begin(block, layout)
+        except FileNotFoundError:  # its table of readers
+            if block.segment.is_named():
+                raise
+            return False  # it was closed meanwhile
+        self.layout = layout
         self.block = block
         if former is not None:
             self.n_restarts += 1

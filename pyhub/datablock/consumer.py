@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pyhub._core import lease_is_alive
 from pyhub._datablock import EMPTY, DataBlock
 from pyhub.codec import decode
 from pyhub.datablock.attachment import Attachment
@@ -30,6 +31,7 @@ from pyhub.errors import (
     WaitTimeout,
     WriterStalled,
 )
+from pyhub.layout import FrameLayout
 from pyhub.process import process_state
 
 __all__ = ["DataBlockConsumer"]
@@ -280,7 +282,8 @@ class DataBlockConsumer:
                 total = frame.data.sum()
 
         The newest that this reader was not given yet, or, with a policy that
-        has an order, the next one. A reader can hold 6 at a time.
+        has an order, the next one. A reader can hold 6 at a time. The pin goes
+        with the frame object, not with arrays or tensors made of it: keep it.
 
         Raises
         ------
@@ -288,6 +291,8 @@ class DataBlockConsumer:
             This reader was not admitted: attach with `reader` or a policy.
         CapacityError
             It holds 6 frames.
+        LayoutError
+            The channel has parameters only.
         WaitTimeout, WriterStalled, ProducerDied, ChannelClosed
             As for `read`.
         """
@@ -523,20 +528,17 @@ class DataBlockConsumer:
 
     def _renew(self) -> bool:
         """Go on with the segment that has the name now; False if there is no other."""
-        former = self._attachment.block
-        is_first = former is None
-        if not self._attachment.renew():
-            return False
-        block = self._attached()
+        is_first = self._attachment.block is None
         # From the first frame on; but a late reader begins with the newest.
         is_late = is_first and not self._came_first
-        try:
-            self._reader.begin(
-                block, self._attachment.layout, from_first=not is_late, is_restart=not is_first
-            )
-        except BaseException:
-            self._attachment.block = former  # not admitted there: the next call tries again
-            raise
+
+        def begin(block: DataBlock, layout: FrameLayout) -> None:
+            # If it is not admitted, the next call tries again.
+            self._reader.begin(block, layout, from_first=not is_late, is_restart=not is_first)
+
+        if not self._attachment.renew(begin):
+            return False
+        block = self._attached()
         if self._on_attach is not None:
             self._on_attach(block.segment_id.hex())
         return True
@@ -558,19 +560,26 @@ class DataBlockConsumer:
 
     def _timeout(self, timeout_s: float | None) -> WaitTimeout:
         block = self._attached()
-        pid = block.writer_pid if block.is_writing else block.segment.owner_pid
+        pid, doing = block.segment.owner_pid, ""
         # Costs a system call or three, so not for who only looks whether there is news.
         state = process_state(pid) if timeout_s else ""
-        doing = ", publishing right now" if block.is_writing else ""
+        if block.is_writing:
+            writer = block.writer_pid
+            writer_state = process_state(writer) if timeout_s else ""
+            # A dead one's publication is still to be rolled back.
+            if not writer_state.startswith(("dead", "not visible")):
+                pid, state, doing = writer, writer_state, ", publishing right now"
         if state.startswith("stopped"):
             return WriterStalled(
                 f"channel {self.name!r}: nothing new in {timeout_s} s; its producer (pid {pid}) "
                 f"is {state}{doing}.\n"
                 f"  Let it go on (kill -CONT {pid}), or end it (kill {pid}) and start another."
             )
+        who = f"its producer lives (pid {pid}{doing})"
+        if timeout_s and not lease_is_alive(self._attachment.leases, block.owner_lease):
+            who = f"its owner (pid {pid}) has died, and another producer lives"
         return WaitTimeout(
-            f"channel {self.name!r}: nothing new in {timeout_s} s; its producer lives "
-            f"(pid {pid}{doing}).\n"
+            f"channel {self.name!r}: nothing new in {timeout_s} s; {who}.\n"
             "  It may be idle: see when it last published with pyhub info "
             f"{self.name}"
         )

@@ -90,7 +90,7 @@ class Frame:
 
     def __repr__(self) -> str:
         return (
-            f"<Frame {self.frame_id}: {self.data.dtype} {self.data.shape}, "
+            f"<{type(self).__name__} {self.frame_id}: {self.data.dtype} {self.data.shape}, "
             f"version {self.version}, {self.n_lost} lost before it>"
         )
 

@@ -32,6 +32,10 @@ class PinnedFrame(Frame):
 
     _release: Callable[[], None] | None
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._release = None  # the reader's, once it is whole
+
     def release(self) -> None:
         """Let producers overwrite the frame. May be called twice."""
         release, self._release = self._release, None
@@ -56,6 +60,11 @@ class PinnedFrame(Frame):
 
     def __del__(self) -> None:
         self.release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The pin is this object's: what is copied, or pickled, is a frame of its own.
+        values = {name: getattr(self, name) for name in Frame.__slots__}
+        return _copied, (values | {"data": self.data.copy()},)
 
     def __dlpack__(
         self,
@@ -82,3 +91,10 @@ class PinnedFrame(Frame):
     def __dlpack_device__(self) -> tuple[int, int]:
         """Return DLPack's name for the memory it lies in: the CPU's."""
         return _CPU
+
+
+def _copied(values: dict[str, Any]) -> Frame:
+    frame = Frame.__new__(Frame)
+    for name, value in values.items():
+        setattr(frame, name, value)
+    return frame

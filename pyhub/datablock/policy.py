@@ -36,6 +36,10 @@ class Policy(StrEnum):
     DROP_NEWEST = "drop_newest"
     DROP_OLDEST = "drop_oldest"
 
+    @classmethod
+    def _missing_(cls, value: object) -> Policy:
+        raise ValueError(f"{value!r} is no policy of a reader.\n  Choose one of: {', '.join(cls)}.")
+
     @property
     def is_in_order(self) -> bool:
         """Whether it gives every frame in order."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyhub._core import process_lease, remove_dead
+from pyhub._core import lease_is_alive, process_lease, remove_dead
 from pyhub._datablock import MAX_READERS, MAX_SLOTS, DataBlock
 from pyhub.codec import Encoding, encode
 from pyhub.datablock.notice import Notify
@@ -203,7 +203,8 @@ class DataBlockProducer(Publisher):
         timestamp_ns
             Wall clock, ns since 1970; 0: now.
         timeout_s
-            How long to wait for another producer of this channel.
+            How long to wait for another producer of this channel. Readers that
+            block are waited for as long as the channel's patience.
 
         Raises
         ------
@@ -267,11 +268,15 @@ def _make_way(name: str, error: SegmentExists) -> None:
         if remove_dead(path, lease_path()):
             _log.warning("channel %r: removed the segment of a producer that died", name)
             return
-        owner = DataBlock.attach(path, name, os.geteuid()).segment.owner_pid
+        block = DataBlock.attach(path, name, os.geteuid())
     except FileNotFoundError:
         return  # it went away by itself
+    owner = block.segment.owner_pid
+    whose = f"belongs to a living producer (pid {owner})"
+    if not lease_is_alive(lease_path(), block.owner_lease):
+        whose = f"is kept by a producer that joined it; its owner (pid {owner}) has died"
     raise SegmentExists(
-        f"channel {name!r} belongs to a living producer (pid {owner}).\n"
+        f"channel {name!r} {whose}.\n"
         "  Stop that program, choose another name, or become one more producer of it with\n"
         "  DataBlockProducer.attach."
     ) from error

@@ -32,7 +32,8 @@ class Publication:
     """
 
     __slots__ = (
-        "_flex", "_flex_encoding", "_flex_size", "_has_data", "_is_dropped", "_producer",
+        "_flex", "_flex_encoding", "_flex_size", "_has_data", "_is_dropped",
+        "_is_open", "_producer",
         "_timeout_s", "encoding", "frame_id", "n_rows", "timestamp_ns",
     )  # fmt: skip
 
@@ -43,7 +44,7 @@ class Publication:
         self._flex_encoding = Encoding.MSGPACK
         self._flex_size = -1
         self._has_data = False
-        self._is_dropped = False
+        self._is_dropped = self._is_open = False
         self.frame_id: int | None = None
         self.timestamp_ns = 0
         self.encoding = Encoding.MSGPACK
@@ -52,6 +53,7 @@ class Publication:
     def __enter__(self) -> Publication:
         try:
             self._producer.begin_publish(timeout_s=self._timeout_s)
+            self._is_open = True
             return self
         except KeyboardInterrupt:
             self._producer.abort_publish()  # it may have come after the lock
@@ -64,10 +66,11 @@ class Publication:
         traceback: TracebackType | None,
     ) -> None:
         producer = self._producer
-        self._is_dropped = self._has_data and producer._is_dropped
+        self._is_open = False
         if kind is not None or (not self._has_data and self._flex_size < 0):
             producer.abort_publish()
             return
+        is_dropped = self._has_data and producer._is_dropped
         try:
             producer.end_publish(
                 ZoneUpdateInfo(
@@ -83,11 +86,12 @@ class Publication:
         except BaseException:
             producer.abort_publish()
             raise
+        self._is_dropped = is_dropped
 
     @property
     def is_dropped(self) -> bool:
         """Whether admitted readers left no slot: the frame is counted, and not published."""
-        return self._is_dropped
+        return self._is_dropped or (self._is_open and self._has_data and self._producer._is_dropped)
 
     @property
     def data(self) -> npt.NDArray[Any]:

@@ -97,7 +97,10 @@ class Publisher:
         slot held is gone for readers from now on. If admitted readers leave no
         slot the array is private, and `end_publish` drops and counts the frame.
         """
-        slot = None if self._is_dropped else self._block.take_data()
+        # What is dropped stays so until its end, also if a slot comes free; whose
+        # publication it is not is told so by `take_data`.
+        is_dropped = self._is_dropped and self._block.is_open
+        slot = None if is_dropped else self._block.take_data()
         if slot is None:
             self._is_dropped = True
             if self._scratch is None:
@@ -140,7 +143,7 @@ class Publisher:
         if self._is_dropped and update.structured_buffer:
             self._block.drop()
             return
-        commit, flex_version, version = self._block.end(
+        commit, flex_version, version, n_dropped = self._block.end(
             zones, size, update.flex_zone_size, update.encoding, update.frame_id,
             update.timestamp_ns,
         )  # fmt: skip
@@ -149,7 +152,7 @@ class Publisher:
             if update.frame_id is not None and update.structured_buffer:
                 frame_id = update.frame_id
             elif update.structured_buffer:
-                frame_id = version - 1 + self._block.n_dropped
+                frame_id = version - 1 + n_dropped
             self._notify(Notification(commit, flex_version, version, zones, frame_id))
 
     def abort_publish(self) -> None:

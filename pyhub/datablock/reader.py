@@ -123,6 +123,8 @@ class Reader:
             The reader holds as many frames as one can.
         AdmissionRefused
             The reader was not admitted by name.
+        LayoutError
+            The channel has no frames, only parameters.
         """
         admission = self._admission
         if admission is None:
@@ -130,14 +132,23 @@ class Reader:
                 f"this reader of channel {self.channel!r} may not pin: it was not admitted.\n"
                 "  Give it a name or a policy: attach(..., reader='viewer')."
             )
+        if self._block.structured_buffer_capacity == 0:
+            raise LayoutError(
+                f"channel {self.channel!r} has parameters only: there is no frame to pin.\n"
+                "  Use read(), which copies them."
+            )
         if not in_order and not self._block.has_news(self._cursor):
             return None
         found = admission.pin(self._cursor, in_order)
         if found[0] != 0:
             return None
-        frame: PinnedFrame = self._fill(PinnedFrame, found[:-1], None)
         pin = found[-1]
-        frame._release = lambda: admission.unpin(pin)
+        try:
+            frame: PinnedFrame = self._fill(PinnedFrame, found[:-1], None)
+            frame._release = lambda: admission.unpin(pin)
+        except BaseException:  # closed meanwhile, or Ctrl-C
+            admission.unpin(pin)
+            raise
         return frame
 
     def _take(self, in_order: bool, out: npt.NDArray[Any] | None) -> Frame | None:
@@ -165,10 +176,11 @@ class Reader:
         frame.has_new_flex = is_new_flex
         frame.is_restart, self._is_restart = self._is_restart, False
         self.n_lost += n_lost
-        self.n_read += 1
-        if self._admission is not None:
-            lag = self._block.lag(self._cursor)
-            self._admission.pass_(self._cursor, self.n_read, self.n_lost, lag)
+        self.n_read += is_new or size is None  # new parameters are no new frame
+        admission = self._admission  # which a close in another thread takes away
+        if admission is not None:
+            lag = self._block.lag(self._cursor) + n_lost
+            admission.pass_(self._cursor, self.n_read, self.n_lost, lag)
         return frame
 
     def _checked(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -187,8 +199,8 @@ class ReaderState(NamedTuple):
 
     Attributes
     ----------
-    lag
-        Frames that it was behind when it last read, at worst.
+    max_lag
+        Frames that it was still behind after a read, at worst.
     n_pinned
         Frames that it holds now.
     stalled_s
@@ -225,8 +237,9 @@ def admitted_readers(block: DataBlock, leases: str) -> list[ReaderState]:
 
 def reader_name() -> str:
     """Return a name for a reader that was given none: its program and process."""
-    program = os.path.basename(sys.argv[0]) or "python"
-    name = f"{program[:40]}-{os.getpid()}"
+    program = os.path.basename(sys.argv[0]) if sys.argv else ""
+    fits = program.encode(errors="replace")[:40].decode(errors="ignore")  # in bytes
+    name = f"{fits or 'python'}-{os.getpid()}"
     if name in _names_used:  # another reader of this process
         return f"{name}-{next(_numbers)}"
     _names_used.add(name)
