@@ -12,7 +12,8 @@
 /* Undo what a dead producer left half done: with the lock held, bring the
  * newest slot back to what the record in force says, and count uses and the
  * free list anew. A slot that was begun, or done and not committed, holds
- * nothing until its turn comes again. Can be repeated from the start wherever the repairer itself dies. */
+ * nothing until its turn comes again. Can be repeated from the start wherever
+ * the repairer itself dies. */
 static inline void phb_datablock_repair(phb_datablock *db)
 {
     const uint32_t n_slots = db->constants.n_slots;
@@ -46,7 +47,7 @@ static inline void phb_datablock_repair(phb_datablock *db)
         }
     }
     phb_store32(&db->control->flex_free, free_);
-    phb_store32(&db->readers.control->claiming, 0);
+    phb_store32_release(&db->readers.control->claiming, 0); /* as in phb_datablock_data */
     phb_store32(&db->readers.control->is_waiting, 0);
     phb_store32(&db->control->is_writing, 0);
 }
@@ -103,8 +104,8 @@ static inline int phb_datablock_enter(phb_datablock *db, int status)
 }
 
 /* Take the producers' lock if it is free, and if it is not another producer's
- * turn; else PHB_TIMEOUT. No system call. PHB_RECOVERED is success: a dead
- * producer's publication was rolled back and counted. */
+ * turn; else PHB_TIMEOUT: wait for it with phb_datablock_begin. No system call.
+ * PHB_RECOVERED is success: a dead producer's publication was rolled back. */
 static inline int phb_datablock_try_begin(phb_datablock *db)
 {
     phb_datablock_control *control = db->control;

@@ -232,7 +232,7 @@ class DataBlockProducer(Publisher):
                 slot.copy_packed(packed)
             if array is not None:
                 slot.copy_from(array)
-        return not slot.is_dropped
+        return not slot._is_dropped
 
     def publish(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> Publication:
         """Return a context that publishes, at its end, what was filled in.

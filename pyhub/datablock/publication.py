@@ -32,8 +32,7 @@ class Publication:
     """
 
     __slots__ = (
-        "_flex", "_flex_encoding", "_flex_size", "_has_data", "_is_dropped",
-        "_is_open", "_producer",
+        "_flex", "_flex_encoding", "_flex_size", "_has_data", "_is_dropped", "_producer",
         "_timeout_s", "encoding", "frame_id", "n_rows", "timestamp_ns",
     )  # fmt: skip
 
@@ -44,7 +43,7 @@ class Publication:
         self._flex_encoding = Encoding.MSGPACK
         self._flex_size = -1
         self._has_data = False
-        self._is_dropped = self._is_open = False
+        self._is_dropped = False
         self.frame_id: int | None = None
         self.timestamp_ns = 0
         self.encoding = Encoding.MSGPACK
@@ -53,7 +52,6 @@ class Publication:
     def __enter__(self) -> Publication:
         try:
             self._producer.begin_publish(timeout_s=self._timeout_s)
-            self._is_open = True
             return self
         except KeyboardInterrupt:
             self._producer.abort_publish()  # it may have come after the lock
@@ -66,11 +64,10 @@ class Publication:
         traceback: TracebackType | None,
     ) -> None:
         producer = self._producer
-        self._is_open = False
         if kind is not None or (not self._has_data and self._flex_size < 0):
+            self._is_dropped = False
             producer.abort_publish()
             return
-        is_dropped = self._has_data and producer._is_dropped
         try:
             producer.end_publish(
                 ZoneUpdateInfo(
@@ -84,20 +81,22 @@ class Publication:
                 )
             )
         except BaseException:
+            self._is_dropped = False
             producer.abort_publish()
             raise
-        self._is_dropped = is_dropped
 
     @property
     def is_dropped(self) -> bool:
         """Whether admitted readers left no slot: the frame is counted, and not published."""
-        return self._is_dropped or (self._is_open and self._has_data and self._producer._is_dropped)
+        return self._is_dropped
 
     @property
     def data(self) -> npt.NDArray[Any]:
         """The frame: a writable array in shared memory, valid inside the block."""
         self._has_data = True
-        return self._producer.get_structured_data_buffer()
+        buffer = self._producer.get_structured_data_buffer()
+        self._is_dropped = self._producer._is_dropped
+        return buffer
 
     @data.setter
     def data(self, value: npt.ArrayLike) -> None:
@@ -120,7 +119,8 @@ class Publication:
         producer = self._producer
         size = producer._layout.size_of(array)
         if array.flags.c_contiguous:
-            producer._is_dropped = not producer._block.write_data(array)
+            if not producer._block.write_data(array):
+                self._is_dropped = producer._is_dropped = True
         else:  # numpy knows how to walk it
             view = producer.get_structured_data_buffer()
             np.copyto(view[: array.shape[0]] if array.shape else view, array)

@@ -60,12 +60,12 @@ def break_header(tmp_path: Path) -> Callable[[str, str], Path]:
 def run() -> Run:
     """Run a test program to its good end; what it counted, from lines of `name number`."""
 
-    def run_(program: Path, *arguments: object) -> dict[str, int]:
+    def run_(program: Path, *arguments: object, watchdog_s: float = WATCHDOG_S) -> dict[str, int]:
         done = subprocess.run(
             [str(program), *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=WATCHDOG_S,
+            timeout=watchdog_s,
         )
         if done.returncode == 77:
             pytest.skip(done.stderr.strip())

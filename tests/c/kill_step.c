@@ -20,7 +20,7 @@ static ring_model model;
 static ring_met met;
 static uint64_t n_kills = 0, n_recovered = 0, n_committed = 0;
 
-enum { SKIP = 77, WATCHDOG_S = 100 };
+enum { SKIP = 77, WATCHDOG_S = 800 };
 
 /* --- The victim ---------------------------------------------------------- */
 

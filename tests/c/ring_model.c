@@ -1,6 +1,6 @@
 /* ring_model.c: random publications, each followed by a look at everything.
  *
- *   ring_model DIRECTORY N_SLOTS SEED N_RINGS N_STEPS
+ *   ring_model DIRECTORY N_SLOTS SEED N_RINGS N_STEPS [START]
  *
  * Two producers with mappings of their own take turns; a reader with a third
  * one compares what is there with a model (ring.h) after every step. Now and
@@ -121,15 +121,17 @@ static const uint32_t plans[][2] = {
 };
 
 /* Live through one ring, from its creation to its end; how many died in it. */
-static uint64_t play(const block_files *files, uint32_t n_slots, uint64_t n_steps,
-                     uint64_t *random)
+static uint64_t play(const block_files *files, uint32_t n_slots, uint64_t start,
+                     uint64_t n_steps, uint64_t *random)
 {
     phb_datablock producers[2], reader;
     phb_segment segments[3];
     uint64_t n_deaths = 0;
     memset(&model, 0, sizeof model);
     model.n_slots = n_slots;
+    model.start = start;
     block_create(&producers[0], &segments[0], files, n_slots, RING_DATA_BYTES, RING_FLEX_BYTES);
+    block_start_at(&producers[0], start);
     block_attach(&producers[1], &segments[1], files, 1);
     block_attach(&reader, &segments[2], files, 0);
     ring_check(&model, &reader, &met);
@@ -168,16 +170,17 @@ static uint64_t play(const block_files *files, uint32_t n_slots, uint64_t n_step
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 6);
+    CHECK(argc == 6 || argc == 7);
     const block_files files = block_find_files(argv[1]);
     const uint32_t n_slots = (uint32_t)atoi(argv[2]);
     uint64_t random = strtoull(argv[3], NULL, 10);
     const uint64_t n_rings = strtoull(argv[4], NULL, 10);
     const uint64_t n_steps = strtoull(argv[5], NULL, 10);
+    const uint64_t start = argc == 7 ? strtoull(argv[6], NULL, 10) : 0;
     uint64_t n_deaths = 0, n_frames = 0, n_objects = 0;
     CHECK(n_slots <= RING_MAX_SLOTS);
     for (uint64_t i = 0; i < n_rings; i++) {
-        n_deaths += play(&files, n_slots, n_steps, &random);
+        n_deaths += play(&files, n_slots, start, n_steps, &random);
         n_frames += model.version;
         n_objects += model.flex_version;
     }

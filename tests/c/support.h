@@ -74,6 +74,26 @@ static inline void block_create(phb_datablock *db, phb_segment *segment,
                                PATIENCE_NS, files->leases, lease) == PHB_OK);
 }
 
+/* As if `start` frames, objects and drops had been there before: every counter
+ * that goes up for ever begins so. Before anybody else attaches. */
+static inline void block_start_at(phb_datablock *db, uint64_t start)
+{
+    const uint32_t n_slots = db->constants.n_slots;
+    phb_record *record = &db->control->record[start & 1];
+    phb_store64(&record->flex_index, PHB_NO_ENTRY);
+    phb_store64(&record->newest_slot, n_slots - 1);
+    phb_store64(&record->position, start);
+    phb_store64(&record->structured_buffer_version, start);
+    phb_store64(&record->flex_zone_version, start);
+    phb_store64(&record->n_dropped, start);
+    phb_store64(&db->control->n_dropped, start);
+    phb_store64(&db->control->commit, start);
+    for (uint32_t i = 0; i < n_slots; i++) { /* each was begun a lap ago, and given up */
+        phb_store64(&db->slots[i].seq, 2 * (start + 1 + i - n_slots) - 1);
+    }
+    db->base.commit = start - 1; /* as in phb_datablock_bind */
+}
+
 static inline void block_attach(phb_datablock *db, phb_segment *segment,
                                 const block_files *files, int writable)
 {

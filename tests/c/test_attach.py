@@ -29,6 +29,28 @@ def test_no_mutated_header_crashes_a_reader(fuzzed: dict[str, int]) -> None:
     assert fuzzed["read"] > N_MUTATIONS
 
 
+def check_words(seen: dict[str, int], n_mutations: int) -> None:
+    # As above: these say that it did not only run, but came far.
+    assert min(seen["block"], seen["table"]) > n_mutations // 100
+    assert min(seen["published"], seen["read"], seen["pinned"]) > n_mutations // 50
+    assert min(seen["full"], seen["admitted"], seen["refused"]) > n_mutations // 500
+    assert seen["interrupted"] >= n_mutations // 10_000_000
+
+
+def test_no_mutated_word_leads_a_producer_or_a_reader_astray(
+    build: Any, run: Any, shm: Path
+) -> None:
+    seen = run(build("fuzz_readers.c", *SANITIZE), shm, 1, 10 * N_MUTATIONS)
+    check_words(seen, 10 * N_MUTATIONS)
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(900)
+def test_none_of_many_mutated_words_leads_astray(build: Any, run: Any, shm: Path) -> None:
+    n_mutations = 100_000_000
+    check_words(run(build("fuzz_readers.c"), shm, 2, n_mutations, watchdog_s=800), n_mutations)
+
+
 NUMBERS = "memcmp(&computed, c, sizeof computed) != 0 ||\n        !phb_datablock_frame"
 SIZE = "return out->size <= db->constants.structured_buffer_capacity ? PHB_OK : PHB_DAMAGED;"
 INDEX = "if (flex_index > db->constants.n_slots) {"
@@ -48,3 +70,29 @@ def test_without_a_check_a_mutated_header_crashes_a_reader(
     path = build("fuzz_attach.c", include=break_header(line, broken))
     done = subprocess.run([path, shm, "1", str(N_MUTATIONS)], capture_output=True, text=True)
     assert done.returncode != 0
+
+
+N_USED = "return n < table->constants.n_places ? n : table->constants.n_places;"
+ENTRY = "if (!phb_datablock_is_mine(db) || db->entry > db->constants.n_slots) {"
+
+
+@pytest.mark.parametrize(
+    ("line", "broken"),
+    [
+        pytest.param(N_USED, "return n;", id="gate-not-bounded"),
+        pytest.param(ENTRY, "if (!phb_datablock_is_mine(db)) {", id="free-entry-not-checked"),
+        pytest.param(INDEX, "if (0) {", id="flex-index-not-checked"),
+    ],
+)
+def test_without_a_check_a_mutated_word_leads_astray(
+    build: Any, break_header: Any, shm: Path, line: str, broken: str
+) -> None:
+    path = build("fuzz_readers.c", include=break_header(line, broken))
+    done = subprocess.run([path, shm, "1", str(10 * N_MUTATIONS)], capture_output=True, text=True)
+    assert done.returncode != 0
+
+
+def test_every_refusal_says_what_is_wrong(build: Any, run: Any, shm: Path) -> None:
+    seen = run(build("refuse.c"), shm)
+    assert seen["cases"] > 60
+    assert seen["not_permitted"] <= 3  # another owner twice, another pid namespace

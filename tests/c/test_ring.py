@@ -28,6 +28,38 @@ def test_ring_holds_what_the_model_holds(
     assert (met["busy"] > 0) == (n_slots == 1)
 
 
+@pytest.mark.parametrize("start", [2**64 - 4, 2**63 - 4])
+@pytest.mark.parametrize("n_slots", [1, 3])
+def test_ring_holds_what_the_model_holds_where_its_counters_wrap(
+    build: Any, run: Any, shm: Path, n_slots: int, start: int
+) -> None:
+    met = run(build("ring_model.c"), shm, n_slots, 3, 10 * N_RINGS, 15, start)
+    enough = 10 * N_RINGS * 15 // 4
+    assert min(met["frames"], met["objects"], met["read"]) > enough
+
+
+PRODUCERS = (20_000, 50)  # frames in all, microseconds to fill one
+
+
+@pytest.mark.parametrize("n_producers", [2, 4])
+def test_producers_that_want_the_lock_all_the_time_share_it(
+    build: Any, run: Any, shm: Path, n_producers: int
+) -> None:
+    shares = run(build("fair.c"), shm, n_producers, *PRODUCERS)
+    assert shares["least_percent"] >= 50
+    assert shares["first_again_percent"] < 50
+
+
+@pytest.mark.parametrize("n_producers", [2, 4])
+def test_without_giving_way_one_producer_keeps_the_lock(
+    build: Any, run: Any, break_header: Any, shm: Path, n_producers: int
+) -> None:
+    broken = break_header("    phb_datablock_give_way(db, deadline_ns);\n", "")
+    shares = run(build("fair.c", "-Wno-unused", include=broken), shm, n_producers, *PRODUCERS)
+    assert shares["awaited"] > 0
+    assert shares["first_again_percent"] > 50
+
+
 @pytest.mark.parametrize("n_slots", [1, 3])
 def test_death_at_any_instruction_publishes_all_or_nothing(
     build: Any, run: Any, shm: Path, n_slots: int
@@ -36,6 +68,18 @@ def test_death_at_any_instruction_publishes_all_or_nothing(
     assert met["kills"] > MAX_KILLS
     assert 0 < met["committed"] < met["kills"]
     assert 0 < met["recovered"] < met["kills"]
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("n_slots", [1, 3])
+def test_death_at_every_instruction_publishes_all_or_nothing(
+    build: Any, run: Any, shm: Path, n_slots: int
+) -> None:
+    met = run(build("kill_step.c"), shm, n_slots, 100_000, watchdog_s=800)
+    print(met)
+    assert met["kills"] > 1_000
+    assert 0 < met["committed"] < met["kills"]
 
 
 # Negative controls: with one line of a header broken the model notices.
