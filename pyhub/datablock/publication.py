@@ -122,7 +122,7 @@ class Publication:
             if not producer._block.write_data(array):
                 self._is_dropped = producer._is_dropped = True
         else:  # numpy knows how to walk it
-            view = producer.get_structured_data_buffer()
+            view = self.data
             np.copyto(view[: array.shape[0]] if array.shape else view, array)
         self._has_data = True
         self.n_rows = None if size == producer._layout.frame_bytes else array.shape[0]

@@ -71,7 +71,6 @@ byte flex_of[MAX_BEGINS + 1];     /* commit -> flex_version in force */
 
 inline repair()
 {
-#ifndef SEED_NO_REPAIR
     if
     :: IN_FORCE.n_filled > 0 ->
         DO(slots[IN_FORCE.newest_slot].flex_index = IN_FORCE.flex_index;);
@@ -85,22 +84,20 @@ inline repair()
         od
     }
     do
-    :: i < N_SLOTS -> /* i: how far behind the newest */
-        atomic {
-            s = (IN_FORCE.newest_slot + N_SLOTS - i) % N_SLOTS;
-            is_gone = i >= IN_FORCE.n_filled || slots[s].seq != 2 * (IN_FORCE.position - i)
-        }
-        if /* whole, but never committed: pins.pml says what becomes of it otherwise */
-        :: slots[s].seq > 2 * IN_FORCE.position && slots[s].seq % 2 == 0 -> DO(slots[s].seq--;)
+    :: i < N_SLOTS ->
+#ifndef SEED_ENTRY_LOST
+        if /* it holds no frame yet, and may name an object that was not committed */
+        :: i >= IN_FORCE.n_filled -> DO(slots[i].flex_index = NO_ENTRY;)
         :: else
         fi;
-        if
-        :: is_gone -> DO(slots[s].flex_index = NO_ENTRY;)
+#endif
+        if /* whole, but never committed: pins.pml shows what comes of it otherwise */
+        :: slots[i].seq > 2 * IN_FORCE.position && slots[i].seq % 2 == 0 -> DO(slots[i].seq--;)
         :: else
         fi;
         DO(
             if
-            :: slots[s].flex_index != NO_ENTRY -> entries[slots[s].flex_index].n_uses++
+            :: slots[i].flex_index != NO_ENTRY -> entries[slots[i].flex_index].n_uses++
             :: else
             fi;
             i++;)
@@ -117,9 +114,8 @@ inline repair()
                 i++;)
         :: else -> break
         od;
-        DO(flex_free = s; i = 0; s = 0; is_gone = false;)
+        DO(flex_free = s; i = 0; s = 0;)
     }
-#endif
 }
 
 /* Uses and free list, as they are whenever nobody is about to change them. */
@@ -139,7 +135,7 @@ inline check_entries()
             i++
         :: else -> break
         od;
-        assert(flex_free < N_ENTRIES); /* there is a free one */
+        assert(flex_free != NO_ENTRY); /* there is a free one */
         i = 0; n = 0;
         do
         :: i < N_ENTRIES -> n = n + (entries[i].n_uses == 0 -> 1 : 0); i++
@@ -230,15 +226,19 @@ inline end()
         DO(s = slots[slot].flex_index; /* it is retired */
            slots[slot].flex_version = next.flex_version;);
         atomic {
-            DO(slots[slot].flex_index = next.flex_index;);
-            DO(
-                if
-                :: next.flex_index != NO_ENTRY -> entries[next.flex_index].n_uses++
-                :: else
-                fi;);
+            if
+            :: s != next.flex_index ->
+                DO(slots[slot].flex_index = next.flex_index;);
+                DO(
+                    if
+                    :: next.flex_index != NO_ENTRY -> entries[next.flex_index].n_uses++
+                    :: else
+                    fi;);
 #ifndef SEED_NO_RETIRE
-            retire(s)
+                retire(s)
 #endif
+            :: else
+            fi
         }
     :: else
     fi;
@@ -291,7 +291,9 @@ come:
         }
         if
         :: owner_died ->
+#ifndef SEED_NO_REPAIR
             repair();
+#endif
             DO(owner_died = false;) /* phb_mutex_consistent */
         :: else
         fi;
