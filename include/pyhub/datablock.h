@@ -131,6 +131,21 @@ static inline int phb_datablock_create(phb_datablock *db, phb_segment *segment,
     return PHB_OK;
 }
 
+/* Do the constants agree with each other, and with a segment of `size` bytes?
+ * The checksum is no proof against a header that somebody made up: every number
+ * that leads into the mapping is computed again and compared. */
+static inline int phb_datablock_is_sound(const phb_datablock_constants *c, uint64_t size)
+{
+    phb_datablock_constants computed;
+    uint64_t total, frame_size;
+    memcpy(&computed, c, sizeof computed);
+    return phb_datablock_measure(&computed, &total) && total == size &&
+           memcmp(&computed, c, sizeof computed) == 0 &&
+           phb_datablock_frame_size(c, &frame_size) &&
+           frame_size == c->structured_buffer_capacity && c->itemsize != 0 &&
+           c->dtype[PHB_DTYPE_BYTES - 1] == '\0';
+}
+
 /* Map the DataBlock that `path` names, to read it; or, with `leases`, writable
  * and with its table, as one more producer, who then has to join
  * (phb_segment_join). */
@@ -139,8 +154,6 @@ static inline int phb_datablock_attach(phb_datablock *db, phb_segment *segment,
                                        const char *leases)
 {
     phb_datablock_constants *c = &db->constants;
-    phb_datablock_constants computed;
-    uint64_t total, frame_size;
     memset(&db->readers, 0, sizeof db->readers);
     db->readers.segment.fd = -1;
     int status = phb_segment_attach(segment, path, PHB_KIND_DATABLOCK, (unsigned char *)c,
@@ -148,14 +161,7 @@ static inline int phb_datablock_attach(phb_datablock *db, phb_segment *segment,
     if (status != PHB_OK) {
         return status;
     }
-    /* The checksum is no proof against a header that somebody made up: every
-     * number that leads into the mapping is computed again and compared. */
-    memcpy(&computed, c, sizeof computed);
-    if (!phb_datablock_measure(&computed, &total) || total != segment->size ||
-        memcmp(&computed, c, sizeof computed) != 0 ||
-        !phb_datablock_frame_size(c, &frame_size) ||
-        frame_size != c->structured_buffer_capacity || c->itemsize == 0 ||
-        c->dtype[PHB_DTYPE_BYTES - 1] != '\0') {
+    if (!phb_datablock_is_sound(c, segment->size)) {
         status = PHB_DAMAGED;
     } else if (leases) {
         status = phb_readers_attach(&db->readers, path, &c->segment, leases);

@@ -212,14 +212,22 @@ static inline int phb_readers_create(phb_readers *table, const char *directory,
     return PHB_OK;
 }
 
+/* As phb_datablock_is_sound. */
+static inline int phb_readers_is_sound(const phb_readers_constants *c, uint64_t size)
+{
+    phb_readers_constants computed;
+    uint64_t total;
+    memcpy(&computed, c, sizeof computed);
+    return phb_readers_measure(&computed, &total) && total == size &&
+           memcmp(&computed, c, sizeof computed) == 0;
+}
+
 /* Map the table of the DataBlock with this header, which lies at `beside`. */
 static inline int phb_readers_attach(phb_readers *table, const char *beside,
                                      const phb_segment_header *datablock, const char *leases)
 {
     phb_readers_constants *c = &table->constants;
-    phb_readers_constants computed;
     char path[PATH_MAX];
-    uint64_t total;
     memset(table, 0, sizeof *table);
     table->segment.fd = -1;
     int status = phb_segment_companion(path, beside, datablock);
@@ -230,9 +238,7 @@ static inline int phb_readers_attach(phb_readers *table, const char *beside,
     if (status != PHB_OK) {
         return status;
     }
-    memcpy(&computed, c, sizeof computed);
-    if (!phb_readers_measure(&computed, &total) || total != table->segment.size ||
-        memcmp(&computed, c, sizeof computed) != 0 ||
+    if (!phb_readers_is_sound(c, table->segment.size) ||
         memcmp(c->datablock_id, datablock->segment_id, sizeof c->datablock_id) != 0) {
         phb_segment_detach(&table->segment);
         return PHB_DAMAGED;

@@ -29,29 +29,6 @@ static uint64_t extreme(void)
 
 /* --- Constants ----------------------------------------------------------- */
 
-/* The checks of phb_datablock_attach and phb_readers_attach on a private copy
- * that has its checksum right, which needs no file. What they accept must be
- * the mapping's own numbers. */
-static int is_block_accepted(const phb_datablock_constants *c, uint64_t size)
-{
-    phb_datablock_constants computed;
-    uint64_t total, frame_size;
-    memcpy(&computed, c, sizeof computed);
-    return phb_datablock_measure(&computed, &total) && total == size &&
-           memcmp(&computed, c, sizeof computed) == 0 && phb_datablock_frame_size(c, &frame_size) &&
-           frame_size == c->structured_buffer_capacity && c->itemsize != 0 &&
-           c->dtype[PHB_DTYPE_BYTES - 1] == '\0';
-}
-
-static int is_table_accepted(const phb_readers_constants *c, uint64_t size)
-{
-    phb_readers_constants computed;
-    uint64_t total;
-    memcpy(&computed, c, sizeof computed);
-    return phb_readers_measure(&computed, &total) && total == size &&
-           memcmp(&computed, c, sizeof computed) == 0;
-}
-
 static void set_word(unsigned char *bytes, uint64_t from, uint64_t to)
 {
     const uint64_t size = random_below(&random_state, 2) ? 8 : 4;
@@ -67,7 +44,7 @@ static int mutate_block(const phb_datablock *db, uint64_t size)
         set_word((unsigned char *)&c, sizeof(phb_segment_header),
                  offsetof(phb_datablock_constants, dtype));
     }
-    if (!is_block_accepted(&c, size)) {
+    if (!phb_datablock_is_sound(&c, size)) {
         return 0;
     }
     const uint64_t flex_end = c.flex_zone_offset + c.flex_zone_stride * (c.n_slots + 1ull);
@@ -88,7 +65,7 @@ static int mutate_table(const phb_readers *table)
     for (uint64_t n = 1 + random_below(&random_state, 3); n > 0; n--) {
         set_word((unsigned char *)&c, sizeof(phb_segment_header), sizeof c);
     }
-    if (!is_table_accepted(&c, table->segment.size)) {
+    if (!phb_readers_is_sound(&c, table->segment.size)) {
         return 0;
     }
     CHECK(c.n_places >= 1);
