@@ -13,7 +13,6 @@ cdef extern from "pyhub/abi.h" nogil:
         PHB_EMPTY
         PHB_BUSY
         PHB_OVERRUN
-        PHB_SKIPPED
         PHB_FULL
         PHB_CLOSED
         PHB_CAPACITY
@@ -76,7 +75,6 @@ cdef extern from "pyhub/segment.h" nogil:
         phb_segment_live *live
     void phb_segment_detach(phb_segment *)
     int phb_segment_is_named(const phb_segment *, const char *path)
-    void phb_segment_close(phb_segment *, const char *path)
     int phb_segment_remove_dead(const char *path, const char *leases)
     int phb_segment_is_dead(int fd, const char *leases, phb_segment_header *)
     int phb_segment_companion(char *path, const char *beside, const phb_segment_header *)

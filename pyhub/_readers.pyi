@@ -8,8 +8,6 @@ EVERY: Final[int]
 BLOCK: Final[int]
 DROP_NEWEST: Final[int]
 DROP_OLDEST: Final[int]
-MAX_PINS: Final[int]
-NAME_BYTES: Final[int]
 
 @final
 class ReaderTable:

@@ -3,6 +3,7 @@
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport ENOENT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from pyhub._abi cimport (
@@ -20,6 +21,7 @@ from pyhub._abi cimport (
     PHB_POLICY_LATEST,
     PHB_READER_NAME_BYTES,
     PHB_READER_PINS,
+    PHB_SYSTEM,
     PHB_TIMEOUT,
     phb_datablock_admit,
     phb_datablock_pin,
@@ -61,8 +63,6 @@ EVERY = PHB_POLICY_EVERY
 BLOCK = PHB_POLICY_BLOCK
 DROP_NEWEST = PHB_POLICY_DROP_NEWEST
 DROP_OLDEST = PHB_POLICY_DROP_OLDEST
-MAX_PINS = PHB_READER_PINS
-NAME_BYTES = PHB_READER_NAME_BYTES
 
 
 cdef str _text(const char *name):
@@ -103,8 +103,13 @@ cdef class ReaderTable:
         cdef int status = phb_readers_attach(&self.c, os.fsencode(block.segment.path),
                                              &block.db.constants.segment, self.leases)
         cdef int error = errno
+        if status == PHB_SYSTEM and error == ENOENT:
+            raise errors.SegmentNotFound(
+                f"channel {self.name!r} has no table of readers any more: its producer closed it, "
+                "or somebody removed the file.\n  Start its producer again."
+            )
         if status != PHB_OK:
-            raise error_for(status, error, self.name, block.segment.path)
+            raise error_for(status, error, f"{self.name} (table of readers)", block.segment.path)
         return self
 
     @property
@@ -143,6 +148,7 @@ cdef class ReaderTable:
 
 @cython.final
 @cython.auto_pickle(False)
+@cython.no_gc_clear  # its end still needs the table
 cdef class Admission:
     """One reader's place in a channel's table. Used by one thread at a time."""
 

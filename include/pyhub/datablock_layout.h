@@ -94,7 +94,9 @@ typedef struct phb_datablock_control {
     phb_u32 is_writing;  /* 1 from begin to end; read by anybody, a hint */
     phb_u32 writer_pid;  /* of the last begin; read for messages */
     phb_u32 flex_free;   /* first free entry; the rest hang on next_free */
-    phb_u32 is_awaited;  /* 1: another producer waits for the lock; written by that one */
+    phb_u32 is_awaited;  /* 1: another producer waits for the lock. Written by that one,
+                          * and taken back by who gets the lock or gives way: seldom,
+                          * so it shares their line */
     phb_u64 n_recovered; /* deaths with the lock held, repaired; read by monitors */
     phb_u64 n_aborted;   /* publications given up by their producer; read by monitors */
     phb_u64 n_dropped;   /* frames for which readers left no slot; read by all */
@@ -205,11 +207,15 @@ typedef struct phb_datablock {
     unsigned char *structured_buffer;
     phb_readers readers; /* producers only: the table, mapped */
     pid_t pid; /* of this process: the handle does not survive fork */
+    /* Commit of `base`; a word, as threads that share the handle look at it
+     * before they have the lock. */
+    phb_u64 known_commit;
     /* The open publication; touched only by the thread that holds the lock. */
     pthread_t writer;
     int is_open, data_taken, flex_taken;
     uint32_t gate;         /* as it was when the publication opened: readers.h */
     int is_claimed;        /* readers were asked, and have nothing against `slot` */
+    uint64_t waited_ns;    /* for readers, in all */
     uint32_t kept_by;      /* the place of the reader that was in the way last */
     phb_snapshot base;     /* the record in force, as of its commit */
     uint32_t slot;         /* next to be written */
@@ -284,7 +290,7 @@ static inline void phb_datablock_bind(phb_datablock *db, const phb_segment *segm
     db->structured_buffer = segment->base + c->structured_buffer_offset;
     db->pid = getpid();
     db->is_open = 0;
-    db->base.commit = phb_load64(&db->control->commit) - 1; /* nothing is known yet */
+    phb_store64(&db->known_commit, phb_load64(&db->control->commit) - 1); /* none yet */
 }
 
 #endif

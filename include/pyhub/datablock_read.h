@@ -46,7 +46,7 @@ static inline int phb_seq_holds(const phb_u64 *seq, uint64_t expected)
     return 1;
 #else
     /* The loads of the bytes come before the load of `seq`: pairs with the
-     * release fence after seq = 2v-1 in phb_datablock_data. */
+     * release fence after seq = 2p-1 in phb_datablock_data. */
     phb_fence_acquire();
     return phb_load64(seq) == expected;
 #endif

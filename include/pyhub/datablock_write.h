@@ -34,6 +34,9 @@ static inline void phb_datablock_repair(phb_datablock *db)
         if (seq % 2 == 0 && (int64_t)(seq - 2 * now.position) > 0) {
             phb_store64(&db->slots[i].seq, seq - 1);
         }
+        if (i >= now.n_filled) { /* begun in the first lap: nobody refers to its entry */
+            phb_store32(&db->slots[i].flex_index, PHB_NO_ENTRY);
+        }
         const uint32_t used = phb_load32(&db->slots[i].flex_index);
         if (used <= n_slots) {
             phb_store32(&db->entries[used].n_uses, phb_load32(&db->entries[used].n_uses) + 1);
@@ -55,7 +58,7 @@ static inline void phb_datablock_repair(phb_datablock *db)
 /* Is the record in force the one that this handle published, or saw, last? */
 static inline int phb_datablock_had_last_turn(const phb_datablock *db)
 {
-    return db->base.commit == phb_load64(&db->control->commit);
+    return phb_load64(&db->known_commit) == phb_load64(&db->control->commit);
 }
 
 /* With the lock held: look at what is in force, and open a publication. */
@@ -74,12 +77,14 @@ static inline int phb_datablock_open(phb_datablock *db)
     phb_store32(&db->control->writer_pid, (uint32_t)db->pid);
     if (!phb_datablock_had_last_turn(db)) {
         phb_datablock_snapshot(db, &db->base);
+        phb_store64(&db->known_commit, db->base.commit);
     }
     db->slot = (uint32_t)((db->base.newest_slot + 1) % db->constants.n_slots);
     db->position = db->base.position + 1;
     db->entry = phb_load32(&db->control->flex_free);
     db->writer = pthread_self();
     db->data_taken = db->flex_taken = db->is_claimed = 0;
+    db->waited_ns = 0;
     db->is_open = 1;
     return PHB_OK;
 }
@@ -201,7 +206,8 @@ static inline int phb_datablock_ask_readers(phb_datablock *db)
             const uint64_t held = db->base.position + ahead - n_slots;
             const int is_held = db->base.n_filled == n_slots &&
                                 phb_load64(&db->slots[slot].seq) == 2 * held;
-            phb_store32(&control->claiming, slot + 1);
+            /* release: as claiming = 0, which it may overwrite */
+            phb_store32_release(&control->claiming, slot + 1);
             phb_fence_full(); /* partner: the fence in phb_datablock_pin */
             objection =
                 phb_readers_ask(&db->readers, slot, is_held ? &held : NULL, &db->kept_by);
@@ -229,13 +235,19 @@ static inline int phb_datablock_ask_readers(phb_datablock *db)
             phb_store32(&control->is_waiting, 0);
             return objection == PHB_IS_WAITED_FOR ? PHB_INTERRUPTED : PHB_FULL;
         }
+        if (db->waited_ns >= db->readers.constants.patience_ns) {
+            phb_readers_give_up(&db->readers, db->kept_by); /* others came before it */
+            continue;
+        }
         if (!phb_load32(&control->is_waiting)) {
             phb_store32(&control->is_waiting, 1);
             continue; /* once more: who lets go from now on will wake us */
         }
         phb_futex_wait(&control->released, seen, PHB_READER_PROBE_NS);
         phb_u64 *stalled = &db->readers.places[db->kept_by].stalled_ns;
-        phb_store64(stalled, phb_load64(stalled) + (uint64_t)(phb_monotonic_ns() - now));
+        const uint64_t slept = (uint64_t)(phb_monotonic_ns() - now);
+        phb_store64(stalled, phb_load64(stalled) + slept);
+        db->waited_ns += slept;
     }
 }
 
@@ -296,6 +308,9 @@ static inline void *phb_datablock_flex(phb_datablock *db)
 static inline int phb_datablock_release(phb_datablock *db)
 {
     db->is_open = 0;
+    if (db->is_claimed && !db->data_taken) {
+        phb_store32(&db->readers.control->claiming, 0);
+    }
     phb_store32(&db->control->is_writing, 0);
     return phb_mutex_unlock(&db->control->lock);
 }
@@ -306,9 +321,6 @@ static inline int phb_datablock_abort(phb_datablock *db)
     if (!phb_datablock_is_mine(db)) {
         return PHB_MISUSE;
     }
-    if (db->is_claimed && !db->data_taken) {
-        phb_store32(&db->readers.control->claiming, 0);
-    }
     phb_store64(&db->control->n_aborted, phb_load64(&db->control->n_aborted) + 1);
     return phb_datablock_release(db);
 }
@@ -317,7 +329,7 @@ static inline int phb_datablock_abort(phb_datablock *db)
  * counted, and missing in what readers count as lost. */
 static inline int phb_datablock_drop(phb_datablock *db)
 {
-    if (!phb_datablock_is_mine(db) || db->data_taken || !db->gate) {
+    if (!phb_datablock_is_mine(db) || db->data_taken || db->is_claimed || !db->gate) {
         return PHB_MISUSE;
     }
     phb_u64 *dropped = &db->readers.places[db->kept_by].n_dropped;
@@ -444,6 +456,7 @@ static inline int phb_datablock_end(phb_datablock *db, const phb_update *update,
     /* release: everything of this publish before its commit word; pairs with
      * phb_datablock_snapshot and phb_wait_change */
     phb_store64_release(&db->control->commit, next->commit);
+    phb_store64(&db->known_commit, next->commit);
     if (published) {
         *published = *next;
     }

@@ -39,7 +39,6 @@ typedef struct phb_lease_file {
  * translation units has one registry in each: several leases, all good. */
 typedef struct phb_lease_registry {
     pthread_mutex_t lock;
-    pid_t pid; /* whose leases these are; 0: nobody's yet */
     int n_files, n_former;
     phb_lease_file files[PHB_MAX_LEASE_FILES];
     /* Descriptors of files whose name leads elsewhere by now, with leases that
@@ -47,11 +46,11 @@ typedef struct phb_lease_registry {
     int former[PHB_MAX_LEASE_FILES];
 } phb_lease_registry;
 
-static phb_lease_registry phb_leases = {PTHREAD_MUTEX_INITIALIZER, 0, 0, 0,
+static phb_lease_registry phb_leases = {PTHREAD_MUTEX_INITIALIZER, 0, 0,
                                         {{{0}, -1, 0, 0}}, {0}};
 
 /* In a fork's child, which has one thread yet: let go of what is the parent's.
- * A thread may have held the lock at the fork. */
+ * This thread has the lock, from phb_lease_hold_still. */
 static inline void phb_lease_forget(void)
 {
     pthread_mutex_init(&phb_leases.lock, NULL);
@@ -67,24 +66,26 @@ static inline void phb_lease_forget(void)
         close(phb_leases.former[i]);
     }
     phb_leases.n_former = 0;
-    phb_leases.pid = 0;
-}
-
-static inline void phb_lease_enter(void)
-{
-    pthread_mutex_lock(&phb_leases.lock);
-    if (phb_leases.pid == 0) {
-        static int is_told;
-        if (!is_told) {
-            is_told = pthread_atfork(NULL, NULL, phb_lease_forget) == 0;
-        }
-        phb_leases.pid = getpid();
-    }
 }
 
 static inline void phb_lease_exit(void)
 {
     pthread_mutex_unlock(&phb_leases.lock);
+}
+
+/* Before a fork: no descriptor is open that the registry does not know yet. */
+static inline void phb_lease_hold_still(void)
+{
+    pthread_mutex_lock(&phb_leases.lock);
+}
+
+static inline void phb_lease_enter(void)
+{
+    static int is_told; /* under the lock */
+    pthread_mutex_lock(&phb_leases.lock);
+    if (!is_told) {
+        is_told = pthread_atfork(phb_lease_hold_still, phb_lease_exit, phb_lease_forget) == 0;
+    }
 }
 
 /* True while the name still leads to the file that we have open. */

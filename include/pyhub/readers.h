@@ -101,7 +101,8 @@ PHB_ASSERT_OFFSET(phb_readers_control, released, 256);
 
 /* One admitted reader. */
 typedef struct phb_reader_place {
-    /* Written at admission and at the end, under the lock; read by all. */
+    /* Written at admission, under the lock, and emptied by the reader or, once
+     * it is dead, under the lock; read by all. */
     phb_u64 lease;  /* of the reader's process; 0: the place is free */
     phb_u32 pid;    /* for messages */
     phb_u32 policy; /* PHB_POLICY_... */
@@ -269,7 +270,7 @@ static inline void phb_readers_empty(phb_readers *table, uint32_t i)
 {
     phb_reader_place *place = &table->places[i];
     for (uint32_t j = 0; j < PHB_READER_PINS; j++) {
-        phb_store32(&place->pin[j], 0);
+        phb_store32_release(&place->pin[j], 0); /* as in phb_reader_unpin */
     }
     phb_store32(&place->policy, PHB_POLICY_LATEST);
     phb_store64_release(&place->lease, 0);
@@ -379,7 +380,7 @@ static inline int phb_readers_take_place(phb_readers *table, const char *name, u
 /* Wake the producer, if it waits for readers. After a store that may let it go on. */
 static inline void phb_readers_wake(phb_readers *table)
 {
-    phb_fence_full(); /* partner: the fence in phb_readers_objection's caller */
+    phb_fence_full(); /* partner: the fence in phb_datablock_ask_readers */
     if (phb_load32(&table->control->is_waiting)) {
         phb_add32(&table->control->released, 1);
         phb_futex_wake(&table->control->released);
@@ -476,21 +477,33 @@ static inline phb_objection phb_readers_ask(phb_readers *table, uint32_t slot,
 /* Every slot is pinned: is one of those who hold them to be waited for? */
 static inline phb_objection phb_readers_ask_holders(phb_readers *table, uint32_t *who)
 {
+    phb_objection objection = PHB_IS_PINNED;
     const uint32_t n_used = phb_readers_n_used(table);
-    for (uint32_t i = 0; i < n_used; i++) {
+    for (uint32_t i = 0; i < n_used && objection == PHB_IS_PINNED; i++) {
         phb_reader_place *place = &table->places[i];
+        const uint64_t lease = phb_load64_acquire(&place->lease);
         uint32_t n_pins = 0;
         for (uint32_t j = 0; j < PHB_READER_PINS; j++) {
             n_pins += phb_load32(&place->pin[j]) != 0;
         }
-        if (n_pins && phb_load64(&place->lease) &&
-            phb_load32(&place->policy) == PHB_POLICY_BLOCK &&
+        if (lease && n_pins && phb_load32(&place->policy) == PHB_POLICY_BLOCK &&
             !phb_reader_is_given_up(table, place, phb_load64(&place->cursor))) {
-            *who = i;
-            return PHB_IS_WAITED_FOR;
+            if (phb_lease_is_alive(table->leases, lease)) {
+                *who = i;
+                objection = PHB_IS_WAITED_FOR;
+            } else {
+                phb_readers_reap(table);
+            }
         }
     }
-    return PHB_IS_PINNED;
+    return objection;
+}
+
+/* A publish has waited as long as it may: give the reader up, until it moves. */
+static inline void phb_readers_give_up(phb_readers *table, uint32_t who)
+{
+    phb_reader_place *place = &table->places[who];
+    phb_store64(&place->given_up_at, phb_load64(&place->cursor) + 1);
 }
 
 #endif

@@ -217,6 +217,11 @@ class DataBlockConsumer:
         return self._reader.n_lost
 
     @property
+    def policy(self) -> Policy | None:
+        """Which frames it is given; None: `read` the newest, iteration every one."""
+        return self._policy
+
+    @property
     def reader(self) -> str | None:
         """The name under which the channel admitted this reader; None: it did not."""
         return self._reader.name
@@ -535,6 +540,9 @@ class DataBlockConsumer:
         def begin(block: DataBlock, layout: FrameLayout) -> None:
             # If it is not admitted, the next call tries again.
             self._reader.begin(block, layout, from_first=not is_late, is_restart=not is_first)
+            if self._is_closed:  # by another thread, while it was being admitted
+                self._reader.leave()
+                self._check_open()
 
         if not self._attachment.renew(begin):
             return False
@@ -586,4 +594,8 @@ class DataBlockConsumer:
 
 
 def _deadline(timeout_s: float | None) -> float:
-    return float("inf") if timeout_s is None else time.monotonic() + timeout_s
+    if timeout_s is None:
+        return float("inf")
+    if not timeout_s >= 0:  # NaN as well, which no clock reaches
+        raise ValueError(f"timeout_s={timeout_s!r} must be None, 0 or positive, in seconds")
+    return time.monotonic() + timeout_s

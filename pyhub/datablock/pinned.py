@@ -33,8 +33,8 @@ class PinnedFrame(Frame):
     _release: Callable[[], None] | None
 
     def __init__(self, *arguments: Any) -> None:
+        self._release = None  # the reader's, once it is whole; first, for __del__
         super().__init__(*arguments)
-        self._release = None  # the reader's, once it is whole
 
     def release(self) -> None:
         """Let producers overwrite the frame. May be called twice."""

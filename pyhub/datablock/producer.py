@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import weakref
 from collections.abc import Callable
@@ -95,6 +96,7 @@ class DataBlockProducer(Publisher):
         """
         layout = _layout_of(structured_buffer_size, dtype, shape)
         n_slots = slots if slots is not None else (4 if structured_buffer_size is None else 1)
+        n_slots, readers = operator.index(n_slots), operator.index(readers)
         if not 1 <= n_slots <= MAX_SLOTS:
             raise CapacityError(f"slots={n_slots}: a channel has 1 to {MAX_SLOTS}.")
         if flexible_zone_size < 0:

@@ -119,7 +119,8 @@ class Publication:
         producer = self._producer
         size = producer._layout.size_of(array)
         if array.flags.c_contiguous:
-            if not producer._block.write_data(array):
+            # What found no slot stays so, also if one comes free.
+            if producer._is_dropped or not producer._block.write_data(array):
                 self._is_dropped = producer._is_dropped = True
         else:  # numpy knows how to walk it
             view = self.data

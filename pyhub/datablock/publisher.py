@@ -94,7 +94,8 @@ class Publisher:
         """Return the next slot as a writable array; valid until `end_publish`.
 
         What an earlier frame left there is still in it. The frame that the
-        slot held is gone for readers from now on. If admitted readers leave no
+        slot held is gone for readers from now on. Waits for readers that block,
+        as long as the channel's patience. If admitted readers leave no
         slot the array is private, and `end_publish` drops and counts the frame.
         """
         # What is dropped stays so until its end, also if a slot comes free; whose

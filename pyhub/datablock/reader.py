@@ -25,8 +25,7 @@ __all__ = ["Reader", "ReaderState", "admitted_readers"]
 # How long a reader waits for others that are being admitted.
 _ADMISSION_S = 5.0
 
-_numbers = itertools.count(2)
-_names_used: set[str] = set()
+_numbers = itertools.count(1)
 
 
 class Reader:
@@ -237,10 +236,9 @@ def admitted_readers(block: DataBlock, leases: str) -> list[ReaderState]:
 
 def reader_name() -> str:
     """Return a name for a reader that was given none: its program and process."""
-    program = os.path.basename(sys.argv[0]) if sys.argv else ""
-    fits = program.encode(errors="replace")[:40].decode(errors="ignore")  # in bytes
-    name = f"{fits or 'python'}-{os.getpid()}"
-    if name in _names_used:  # another reader of this process
-        return f"{name}-{next(_numbers)}"
-    _names_used.add(name)
-    return name
+    program = os.path.basename(sys.argv[0] if sys.argv else "") or "python"
+    printable = "".join(c if c.isprintable() else "?" for c in program)
+    # At most 30 bytes of it, and no letter cut in the middle.
+    short = printable.encode(errors="replace")[:30].decode(errors="ignore")
+    number = next(_numbers)
+    return f"{short}-{os.getpid()}" + (f"-{number}" if number > 1 else "")

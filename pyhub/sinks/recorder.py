@@ -224,7 +224,7 @@ class _Place:
     def __init__(self, consumer: DataBlockConsumer) -> None:
         self._consumer = consumer
         self.stalled_s = 0.0
-        self._is_waited_for = False
+        self._is_waited_for = consumer.policy is Policy.BLOCK
         self._due = time.monotonic()
 
     def look(self, *, at_once: bool = False) -> bool:
@@ -233,14 +233,11 @@ class _Place:
         Looks now and then only, unless `at_once`.
         """
         now = time.monotonic()
-        if self._consumer.reader is None or (now < self._due and not at_once):
+        if not self._is_waited_for or (now < self._due and not at_once):
             return self._is_waited_for
         self._due = now + _LOOK_S
         state = self._state()
         if state is not None:
-            self._is_waited_for = state.policy is Policy.BLOCK
-            if not self._is_waited_for:
-                self._due = float("inf")
             if state.stalled_s and not self.stalled_s:
                 _log.warning(
                     "channel %r: its producer waits for this recording, which is slower",

@@ -91,7 +91,7 @@ static inline void block_start_at(phb_datablock *db, uint64_t start)
     for (uint32_t i = 0; i < n_slots; i++) { /* each was begun a lap ago, and given up */
         phb_store64(&db->slots[i].seq, 2 * (start + 1 + i - n_slots) - 1);
     }
-    db->base.commit = start - 1; /* as in phb_datablock_bind */
+    phb_store64(&db->known_commit, start - 1); /* as in phb_datablock_bind */
 }
 
 static inline void block_attach(phb_datablock *db, phb_segment *segment,

@@ -27,7 +27,7 @@ def test_a_lease_outlives_what_its_process_does_and_ends_with_it(
             id="a-lock-of-the-process",
         ),
         pytest.param(
-            "is_told = pthread_atfork(NULL, NULL, phb_lease_forget) == 0;",
+            "is_told = pthread_atfork(phb_lease_hold_still, phb_lease_exit, phb_lease_forget) == 0;",
             "is_told = 1;",
             "forking_killed",
             id="children-keep-it",

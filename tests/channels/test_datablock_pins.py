@@ -938,3 +938,65 @@ def test_ctrl_c_ends_the_wait_for_a_frame(
     assert child.expect("then") == "1 0"
     child.end()
     assert states(cam) == []
+
+
+HOLDS_AND_BLOCKS = """
+with DataBlockConsumer.attach("cam", policy="block", reader="dead") as view:
+    frame = view.pin(5)
+    say("holding")
+    wait_for_go()
+"""
+
+
+def test_a_dead_holder_behind_a_living_one_is_not_waited_for(start: Start) -> None:
+    patience_s = 5.0
+    with (
+        DataBlockProducer.create("cam", dtype="u1", shape=4, slots=1, patience_s=patience_s) as cam,
+        DataBlockConsumer.attach("cam", policy="latest", reader="alive") as view,
+    ):
+        cam.put(np.zeros(4, "u1"))
+        with view.pin(0):
+            child = start(HOLDS_AND_BLOCKS)
+            child.expect("holding")
+            child.kill()
+            assert not cam.put(np.ones(4, "u1"))
+            readers = admitted_readers(cam._block, str(lease_path()))
+        assert [(reader.name, reader.stalled_s) for reader in readers] == [("alive", 0.0)]
+
+
+COLLECTED = """
+import gc
+import numpy as np
+from pyhub import CapacityError, DataBlockConsumer, DataBlockProducer
+
+class Late:
+    pass
+
+def fill(view):
+    held = []
+    try:
+        while True:
+            held.append(view.pin(0.1))
+    except CapacityError as error:
+        return error
+    finally:
+        held.clear()
+
+with DataBlockProducer.create("cam", dtype="u1", shape=4, slots=8) as cam:
+    view = DataBlockConsumer.attach("cam", policy="every", reader="collected")
+    for n in range(8):
+        cam.put(np.zeros(4, "u1"))
+    gc.collect()
+    error = fill(view)
+    late = Late()  # younger than what the traceback holds, and in a cycle with it
+    late.me, late.error = late, error
+    del view, error, late
+    gc.collect()
+"""
+
+
+def test_a_reader_that_the_garbage_collector_takes_leaves_its_place() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECTED], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -757,3 +757,38 @@ def test_a_stopped_reader_that_blocks_does_slow_the_producer(start: Start) -> No
         child.go()
         child.expect("lost")
         child.end()
+
+
+def test_several_readers_together_hold_a_publish_up_no_longer_than_one() -> None:
+    patience_s = 0.4
+    with (
+        ring(4, patience_s) as cam,
+        attach("every", "holder") as holder,
+        attach("block", "slow") as slow,
+        attach("block", "slower") as slower,
+    ):
+        publish(cam, 0)
+        pinned = holder.pin(0)
+        slow.read(0)  # so `slower` is in the way first, and `slow` one slot later
+        for n in range(1, 4):
+            publish(cam, n)
+        assert publish(cam, 4)
+        waited_s = sum(r.stalled_s for r in admitted_readers(cam._block, str(lease_path())))
+        assert patience_s * 0.9 <= waited_s < patience_s * 1.5
+        assert slower.lag_frames == 5
+        pinned.release()
+
+
+def test_a_frame_that_was_dropped_stays_so_until_its_end() -> None:
+    with ring(2) as cam, attach("drop_newest") as view:
+        publish(cam, 0)
+        publish(cam, 1)
+        with cam.publish() as slot:
+            slot.copy_from(np.zeros(4, "u1"))
+            assert slot.is_dropped
+            view.read(0)  # now a slot is free
+            slot.copy_from(np.ones(4, "u1"))
+            slot.data[...] = 2
+        assert slot.is_dropped
+        assert cam.header().n_dropped == 1
+        assert numbers(view) == [(1, 0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import pytest
 from pyhub import (
     AdmissionRefused,
     CapacityError,
+    ChannelClosed,
     DataBlockConsumer,
     DataBlockProducer,
     Frame,
@@ -25,10 +28,11 @@ from pyhub import (
     SegmentNotFound,
     WaitTimeout,
 )
+from pyhub._core import companion
 from pyhub._readers import ReaderTable
 from pyhub.datablock import reader as reader_module
 from pyhub.datablock.reader import ReaderState, admitted_readers
-from pyhub.names import lease_path, reader_tables
+from pyhub.names import lease_path, reader_tables, segment_path
 
 Start = Callable[..., Any]
 LONG_S = 600.0
@@ -588,3 +592,27 @@ def test_ctrl_c_ends_an_admission(start: Start, cam: DataBlockProducer, wait: st
     locker.go()
     locker.end()
     assert states(cam) == []
+
+
+def test_a_reader_that_is_closed_while_it_is_admitted_keeps_no_place(
+    cam: DataBlockProducer,
+) -> None:
+    for n in range(30):
+        view = DataBlockConsumer("cam", policy="block", reader=f"r{n}")
+        waiting = threading.Thread(target=_wait_for_producer, args=(view,))
+        waiting.start()
+        time.sleep(0.0002 * n)  # into the admission, sooner or later
+        view.close()
+        waiting.join()
+        assert names(cam) == []
+
+
+def _wait_for_producer(view: DataBlockConsumer) -> None:
+    with contextlib.suppress(ChannelClosed, SegmentNotFound):
+        view.wait_for_producer(1.0)
+
+
+def test_a_table_that_is_gone_is_not_told_as_a_missing_channel(cam: DataBlockProducer) -> None:
+    Path(companion(segment_path("cam"))).unlink()
+    with pytest.raises(SegmentNotFound, match="no table of readers any more"):
+        ReaderTable.attach(cam._block, lease_path())

@@ -3,8 +3,9 @@
  * (datablock_write.h); and a reader that copies, without a lock
  * (datablock_read.h).
  *
- * Two producers; after a death another one comes. Nobody is admitted, so no
- * position is passed over. Pins are in pins.pml, cursors in cursor.pml.
+ * A producer, or two with N_PRODUCERS=2; after a death another one comes. Nobody
+ * is admitted, so no position is passed over. Pins are in pins.pml, cursors in
+ * cursor.pml.
  *
  * Shown for every interleaving of their steps:
  *   - no two producers are inside
@@ -18,7 +19,8 @@
  * Every shared word is loaded or stored in a step of its own, in the order of
  * the program (sequential consistency). Compilers and processors keep that order
  * only where the headers have a fence or an order: the table in datablock.h
- * lists them. That none is missing is not shown here.
+ * lists them. That none is missing is not shown here. The lock is the kernel's and
+ * the libc's word, taken as it is.
  *
  * Seeds, each of which must be found: see tests/model/test_model.py.
  */
@@ -30,6 +32,9 @@
 #endif
 #ifndef MAX_DEATHS
 #define MAX_DEATHS 1
+#endif
+#ifndef N_PRODUCERS
+#define N_PRODUCERS 1
 #endif
 #define N_ENTRIES (N_SLOTS + 1)
 #define NO_ENTRY 15
@@ -63,10 +68,10 @@ byte flex_of[MAX_BEGINS + 1];     /* commit -> flex_version in force */
 /* A step: others may come between it and the next, or the producer dies before.
  * Steps on words that none but the lock's holder looks at are drawn together by
  * an `atomic`: others cannot tell when they happen, but death can come between. */
-#define DO(step)                                          \
-    if                                                    \
-    :: atomic { step }                                    \
-    :: atomic { n_deaths < MAX_DEATHS -> goto killed }    \
+#define DO(step)                                       \
+    if                                                 \
+    :: atomic { step }                                 \
+    :: atomic { n_deaths < MAX_DEATHS -> goto killed } \
     fi
 
 inline repair()
@@ -386,7 +391,7 @@ inline check_frame()
 proctype reader()
 {
     record_t now;
-    byte c, position, slot, seq, flex_index, flex_version, data[2], object[2];
+    byte c, position, slot, flex_index, flex_version, data[2], object[2];
     snapshot();
     check_snapshot();
     atomic {
