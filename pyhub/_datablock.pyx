@@ -607,6 +607,8 @@ cdef object _writer_stalled(str name, uint32_t pid, timeout_s):
     return errors.WriterStalled(
         f"channel {name!r}: another producer (pid {pid}, {state}) holds the lock since more "
         f"than {timeout_s} s.\n"
-        f"  It fills a frame, or waits for a reader. If stopped, let it go on (kill -CONT {pid}),\n"
-        f"  or end it (kill {pid}): what it had not published is rolled back. See: pyhub info {name}"
+        f"  It fills a frame, or waits for a reader. If stopped, let it go on "
+        f"(kill -CONT {pid}),\n"
+        f"  or end it (kill {pid}): what it had not published is rolled back.\n"
+        f"  Its readers: pyhub info {name}"
     )
