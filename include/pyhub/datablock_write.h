@@ -270,12 +270,10 @@ static inline void *phb_datablock_data(phb_datablock *db)
         return NULL;
     }
     if (!db->data_taken) {
-        int status;
-        do {
-            status = phb_datablock_claim(db);
-        } while (status == PHB_INTERRUPTED);
-        if (status != PHB_OK) {
-            return NULL;
+        while (db->gate && !db->is_claimed) {
+            if (phb_datablock_ask_readers(db) == PHB_FULL) {
+                return NULL;
+            }
         }
         phb_store64(&db->slots[db->slot].seq, 2 * db->position - 1);
         if (db->is_claimed) {

@@ -199,7 +199,7 @@ class ReaderState(NamedTuple):
     Attributes
     ----------
     max_lag
-        Frames that it was still behind after a read, at worst.
+        Frames that it was behind at worst, beside the one that it took.
     n_pinned
         Frames that it holds now.
     stalled_s
