@@ -3,6 +3,7 @@
 # make verify the long tests: every instruction, storms, sanitizers, models, soak; 40 min
 # make check  style, types, stubs
 # make bench  benchmarks: a table, and JSON in benchmarks/results
+# make bench-peers  pyhub beside what else there is: a table, and pictures; 20 min
 # make gates  instructions, system calls and ratios against benchmarks/budget.toml
 # make conda  builds and tests the conda package, offline
 #
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 HEADERS := $(wildcard include/pyhub/*.h)
 NATIVE := $(wildcard pyhub/*.pyx pyhub/*.pxd)
 
-.PHONY: demo test verify check bench gates conda picture dist clean
+.PHONY: demo test verify check bench bench-peers gates conda picture dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -33,12 +34,15 @@ check: $(VENV)/.built $(VENV)/.test $(VENV)/.check
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/cython-lint pyhub  # it calls pycodestyle by name
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest pyhub._core pyhub._codec pyhub._dlpack pyhub._datablock \
-	    pyhub._readers \
+	    pyhub._reading pyhub._readers pyhub._writing \
 	    --allowlist tests/stubtest-allowlist.txt --ignore-unused-allowlist
 	$(BIN)/python -m pytest -q tests/test_floors.py
 
 bench: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python benchmarks/report.py $(ARGS)
+
+bench-peers: $(VENV)/.built $(VENV)/.peers
+	$(BIN)/python benchmarks/peers/compare.py $(ARGS)
 
 gates: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python benchmarks/instructions.py --check
@@ -81,6 +85,13 @@ $(VENV)/.test: pyproject.toml | $(VENV)/.built
 
 $(VENV)/.check: pyproject.toml | $(VENV)/.built
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[test,check]'
+	@touch $@
+
+# One by one: what cannot be installed here is named in the table.
+$(VENV)/.peers: pyproject.toml | $(VENV)/.built
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
+	    ["project"]["optional-dependencies"]["peers"], sep="\n")' | \
+	    xargs -I{} sh -c '$(BIN)/pip install -q --disable-pip-version-check "{}" || true'
 	@touch $@
 
 $(VENV)/.conda: pyproject.toml | $(VENV)/.built

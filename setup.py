@@ -11,6 +11,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 HEADERS = sorted(glob("include/pyhub/*.h"))
+NATIVE = ("_core", "_codec", "_dlpack", "_datablock", "_reading", "_readers", "_writing")
 DECLARATIONS = sorted(glob("pyhub/*.pxd"))
 # Tests build the package with a promise broken on purpose, to see them fail.
 SABOTAGE = [(name, None) for name in os.environ.get("PYHUB_SABOTAGE", "").split()]
@@ -43,6 +44,6 @@ def native(name: str) -> Extension:
 
 
 setup(
-    ext_modules=[native(name) for name in ("_core", "_codec", "_dlpack", "_datablock", "_readers")],
+    ext_modules=[native(name) for name in NATIVE],
     cmdclass={"build_py": BuildWithHeaders},
 )

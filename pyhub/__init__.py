@@ -18,6 +18,7 @@ from pyhub.datablock import (
     Policy,
     Publication,
     ReaderState,
+    Wait,
     ZoneUpdateInfo,
 )
 from pyhub.errors import *  # noqa: F403  their list stands once, in errors.py
@@ -46,6 +47,7 @@ __all__ = [
     "Policy",
     "Publication",
     "ReaderState",
+    "Wait",
     "ZoneUpdateInfo",
     "get_include",
 ]

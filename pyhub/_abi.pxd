@@ -42,7 +42,12 @@ cdef extern from "pyhub/abi.h" nogil:
 
 cdef extern from "pyhub/sync.h" nogil:
     int64_t phb_monotonic_ns()
-    int phb_wait_change(const phb_u64 *, uint64_t seen, int64_t deadline_ns)
+    const int64_t PHB_SPIN_FOREVER
+    ctypedef struct phb_patience:
+        int64_t spin_ns
+        phb_u64 *awaited
+    int phb_wait_change(const phb_u64 *, uint64_t seen, int64_t deadline_ns,
+                        const phb_patience *)
     void phb_copy_to_shared(void *, const void *, uint64_t size)
 
 
@@ -109,8 +114,11 @@ cdef extern from "pyhub/readers.h" nogil:
         phb_u32 pin[6]
         phb_u64 stalled_ns
         phb_u64 n_dropped
+    ctypedef struct phb_readers_control:
+        phb_u64 awaited
     ctypedef struct phb_readers:
         phb_readers_constants constants
+        phb_readers_control *control
         phb_segment segment
         phb_reader_place *places
     int phb_readers_attach(phb_readers *, const char *beside, const phb_segment_header *,
@@ -166,6 +174,9 @@ cdef extern from "pyhub/datablock.h" nogil:
         uint64_t position
         uint64_t version
         uint64_t n_dropped
+        uint64_t slot
+        uint64_t newest
+        uint64_t commit
     ctypedef struct phb_frame:
         uint64_t commit
         uint64_t position
@@ -174,6 +185,7 @@ cdef extern from "pyhub/datablock.h" nogil:
         uint64_t timestamp_ns
         uint64_t size
         uint64_t slot
+        uint64_t newest
         uint64_t flex_version
         uint64_t flex_size
         uint32_t flex_encoding
@@ -207,6 +219,8 @@ cdef extern from "pyhub/datablock.h" nogil:
     void phb_datablock_snapshot(const phb_datablock *, phb_snapshot *)
     int phb_datablock_read(const phb_datablock *, const uint64_t *position, void *data,
                            void *flex, phb_frame *)
+    int phb_datablock_read_following(const phb_datablock *, const phb_cursor *, int in_order,
+                                     void *data, void *flex, phb_frame *)
     int phb_datablock_read_next(const phb_datablock *, const phb_cursor *, void *data,
                                 void *flex, phb_frame *)
     int phb_datablock_is_valid(const phb_datablock *, const phb_frame *)

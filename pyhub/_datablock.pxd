@@ -1,12 +1,7 @@
 from libc.stdint cimport int64_t, uint64_t
 
-from pyhub._abi cimport phb_cursor, phb_datablock, phb_frame
+from pyhub._abi cimport phb_datablock
 from pyhub._core cimport Segment
-
-
-cdef class Cursor:
-    cdef phb_cursor c
-    cdef uint64_t flex_version
 
 
 cdef class DataBlock:
@@ -16,16 +11,21 @@ cdef class DataBlock:
     cdef int generation
     cdef uint64_t lease
     cdef bytes leases
+    cdef list views
+    cdef tuple full_shape
+    cdef object dtype_
     cdef Segment _use(self)
     cdef DataBlock _bind(self, Segment segment, str name, str path)
-    cdef int _wait_for_lock(self, int64_t deadline) except -1
-    cdef bint _claim(self) except -1
-    cdef object _misuse(self)
+    cpdef int abort(self) except -1
+    cdef object view(self, uint64_t slot, uint64_t size)
+    cdef object first_rows(self, array, uint64_t size)
 
 
 # Where a flex object is copied to on its way: the stack, or memory of its own.
 cdef enum:
     STACK_BYTES = 8192
+    # A copy of fewer bytes takes less time than letting the GIL go and getting it back.
+    NOGIL_BYTES = 32768
 
 cdef struct FlexBuffer:
     unsigned char *at
@@ -33,5 +33,3 @@ cdef struct FlexBuffer:
 
 cdef int open_buffer(FlexBuffer *buffer, uint64_t capacity) except -1
 cdef void close_buffer(FlexBuffer *buffer) noexcept nogil
-cdef tuple given(const phb_frame *frame, const unsigned char *flex, Cursor cursor)
-cdef tuple not_given(int status)

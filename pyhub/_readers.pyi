@@ -1,7 +1,10 @@
 import os
-from typing import Final, final
+from typing import Final, TypeVar, final
 
-from pyhub._datablock import Cursor, DataBlock
+from pyhub._datablock import DataBlock
+from pyhub._reading import Cursor, FrameRecord
+
+_Kind = TypeVar("_Kind", bound=FrameRecord)
 
 LATEST: Final[int]
 EVERY: Final[int]
@@ -17,6 +20,7 @@ class ReaderTable:
     def n_places(self) -> int: ...
     @property
     def patience_s(self) -> float: ...
+    def let_sleep(self, cursor: Cursor) -> None: ...
     def rows(
         self,
     ) -> list[tuple[str, int, int, int, int, int, int, int, int, int, int]]: ...
@@ -27,19 +31,17 @@ class Admission:
     def table(self) -> ReaderTable: ...
     @staticmethod
     def admit(
-        block: DataBlock,
+        cursor: Cursor,
         table: ReaderTable,
         name: str,
         policy: int,
         from_first: bool,
         lease: int,
         timeout_s: float | None,
-    ) -> tuple[Admission, Cursor]: ...
-    def pass_(self, cursor: Cursor, n_read: int, n_lost: int, lag: int) -> None: ...
+    ) -> Admission: ...
+    def pass_(self, cursor: Cursor, lag: int) -> None: ...
     def pin(
-        self, cursor: Cursor, in_order: bool
-    ) -> tuple[
-        int, int, int, int, int | None, int, int, int, int, bytes | None, int, bool, bool, int
-    ]: ...
+        self, cursor: Cursor, kind: type[_Kind], in_order: bool, wait_s: float = 0.0
+    ) -> _Kind | None: ...
     def unpin(self, pin: int) -> None: ...
     def leave(self) -> None: ...

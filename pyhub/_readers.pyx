@@ -7,13 +7,10 @@ from libc.errno cimport ENOENT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from pyhub._abi cimport (
-    PHB_BUSY,
-    PHB_EMPTY,
     PHB_EXISTS,
     PHB_FULL,
     PHB_INTERRUPTED,
     PHB_OK,
-    PHB_OVERRUN,
     PHB_POLICY_BLOCK,
     PHB_POLICY_DROP_NEWEST,
     PHB_POLICY_DROP_OLDEST,
@@ -41,17 +38,11 @@ from pyhub._abi cimport (
     phb_segment_detach,
 )
 from pyhub._core cimport deadline_after, error_for, fork_generation
-from pyhub._datablock cimport (
-    Cursor,
-    DataBlock,
-    FlexBuffer,
-    close_buffer,
-    given,
-    not_given,
-    open_buffer,
-)
+from pyhub._datablock cimport DataBlock, FlexBuffer, close_buffer, open_buffer
+from pyhub._reading cimport Cursor, FrameRecord
 
 import os
+from functools import partial
 
 from pyhub import errors
 
@@ -121,6 +112,11 @@ cdef class ReaderTable:
         """How long a publish waits for readers that block."""
         return self.c.constants.patience_ns * 1e-9
 
+    def let_sleep(self, Cursor cursor not None):
+        """Let `cursor` sleep while it waits: here it says that it does (sync.h)."""
+        cursor.patience.awaited = &self.c.control.awaited
+        cursor.table = self
+
     def rows(self):
         """Every reader: (name, pid, lease, policy, cursor, n_read, n_lost, max_lag,
         n_pinned, stalled_ns, n_dropped)."""
@@ -165,15 +161,15 @@ cdef class Admission:
         self.leave()
 
     @staticmethod
-    def admit(DataBlock block not None, ReaderTable table not None, str name, uint32_t policy,
+    def admit(Cursor cursor not None, ReaderTable table not None, str name, uint32_t policy,
               bint from_first, uint64_t lease, timeout_s):
-        """Take a place under `name`; returns (Admission, Cursor to begin with).
+        """Take a place under `name`; `cursor` begins where the place does.
 
         Raises `AdmissionRefused` if a living reader has that name, or if no
         place is free. Waits for others that come or go.
         """
         cdef Admission self = Admission.__new__(Admission)
-        cdef Cursor cursor = Cursor.__new__(Cursor)
+        cdef DataBlock block = cursor.block
         cdef bytes c_name = _encoded(name)
         cdef const char *name_chars = c_name
         cdef int64_t deadline = deadline_after(timeout_s)
@@ -216,7 +212,7 @@ cdef class Admission:
             )
         if status != PHB_OK:
             raise error_for(status, error, table.name, block.segment.path)
-        return self, cursor
+        return self
 
     cdef phb_reader *_use(self) except NULL:
         if self.generation != fork_generation() or not self.has_place:
@@ -226,39 +222,54 @@ cdef class Admission:
             )
         return &self.c
 
-    def pass_(self, Cursor cursor not None, uint64_t n_read, uint64_t n_lost, uint64_t lag):
-        """Tell producers that all up to the cursor may be overwritten."""
-        phb_reader_pass(self._use(), cursor.c.position, n_read, n_lost, lag)
+    def pass_(self, Cursor cursor not None, uint64_t lag):
+        """Tell producers that all up to the cursor may be overwritten, and its counts."""
+        phb_reader_pass(self._use(), cursor.c.position, cursor.n_read, cursor.n_lost, lag)
 
-    def pin(self, Cursor cursor not None, bint in_order):
+    def pin(self, Cursor cursor not None, type kind not None, bint in_order, double wait_s=0.0):
         """Keep producers from the newest frame, or from the one after the cursor.
 
-        Returns what `DataBlock.read` does, and the number of the pin.
+        Returns and waits as Cursor.look does; `_release` lets the frame go.
         """
         cdef phb_reader *reader = self._use()
         cdef FlexBuffer flex
         cdef phb_frame frame
+        cdef FrameRecord record
+        cdef uint64_t commit
+        cdef int64_t deadline = 0
         cdef uint32_t pin = 0
         cdef int status
         open_buffer(&flex, self.block.db.constants.flex_zone_capacity)
         try:
-            if in_order:
-                status = phb_datablock_pin_next(&self.block.db, reader, &cursor.c, flex.at,
-                                                &frame, &pin)
-            else:
-                status = phb_datablock_pin(&self.block.db, reader, NULL, flex.at, &frame, &pin)
-            if status == PHB_OK:
-                return (*given(&frame, flex.at, cursor), pin)
+            while True:
+                if cursor._has_news(in_order, &commit):
+                    if in_order:
+                        status = phb_datablock_pin_next(&self.block.db, reader, &cursor.c,
+                                                        flex.at, &frame, &pin)
+                    else:
+                        status = phb_datablock_pin(&self.block.db, reader, NULL, flex.at, &frame,
+                                                   &pin)
+                    if status == PHB_OK:
+                        break
+                    if status == PHB_FULL:
+                        raise errors.CapacityError(
+                            f"this reader of channel {self.table.name!r} holds {PHB_READER_PINS} "
+                            "frames, and no reader can hold more.\n"
+                            "  Release one (leave its with block) before the next."
+                        )
+                    cursor._check(status)
+                if not cursor._wait(commit, wait_s, &deadline):
+                    return None
+                reader = self._use()
+            try:
+                record = cursor.given(kind, &frame, flex.at, None)
+                record._release = partial(self.unpin, pin)
+                return record
+            except BaseException:
+                self.unpin(pin)
+                raise
         finally:
             close_buffer(&flex)
-        if status == PHB_FULL:
-            raise errors.CapacityError(
-                f"this reader of channel {self.table.name!r} holds {PHB_READER_PINS} frames, and "
-                "no reader can hold more.\n  Release one (leave its with block) before the next."
-            )
-        if status == PHB_EMPTY or status == PHB_BUSY or status == PHB_OVERRUN:
-            return (*not_given(status), 0)
-        raise error_for(status, errno, self.table.name, self.block.segment.path)
 
     def unpin(self, uint32_t pin):
         """Let producers overwrite that frame. After the end, or in a fork's child: nothing."""

@@ -46,11 +46,28 @@ public:
     Channel() = default;
     Channel(const Channel &) = delete;
     Channel &operator=(const Channel &) = delete;
-    ~Channel() { phb_segment_detach(&segment_); }
+    ~Channel()
+    {
+        phb_segment_detach(&readers_.segment);
+        phb_segment_detach(&segment_);
+    }
 
     int attach(const channel_files &files)
     {
-        return phb_datablock_attach(&db, &segment_, files.segment, geteuid(), nullptr);
+        const int status =
+            phb_datablock_attach(&db, &segment_, files.segment, geteuid(), nullptr);
+        // There it says that it sleeps; who may not write there naps instead.
+        if (status == PHB_OK && phb_readers_attach(&readers_, files.segment,
+                                                   &db.constants.segment,
+                                                   files.leases) == PHB_OK) {
+            patience_.awaited = &readers_.control->awaited;
+        }
+        return status;
+    }
+
+    int wait_change(uint64_t seen, int64_t deadline_ns) const
+    {
+        return phb_wait_change(&db.control->commit, seen, deadline_ns, &patience_);
     }
 
     bool is_closed() const { return phb_load32_acquire(&db.live->is_closed) != 0; }
@@ -61,9 +78,16 @@ public:
     }
 
 private:
+    phb_patience patience_{}; // no spinning
+
     phb_segment segment_ = [] {
         phb_segment none{};
         none.fd = -1;
+        return none;
+    }();
+    phb_readers readers_ = [] {
+        phb_readers none{};
+        none.segment.fd = -1;
         return none;
     }();
 };
@@ -108,8 +132,9 @@ public:
         // Start with the oldest frame that is still there.
         phb_snapshot now;
         phb_datablock_snapshot(&channel.db, &now);
-        cursor_ = {now.position - now.n_filled, now.structured_buffer_version - now.n_filled,
-                   now.n_dropped};
+        cursor_.position = now.position - now.n_filled;
+        cursor_.version = now.structured_buffer_version - now.n_filled;
+        cursor_.n_dropped = now.n_dropped;
     }
 
     // The next frame, or a later one if it was lost: then `n_lost` tells how
@@ -136,8 +161,7 @@ public:
                 return PHB_EMPTY;
             } else if (channel_.is_closed() || !channel_.is_alive(files_)) {
                 is_over = true; // look once more: it may have published before it went
-            } else if (phb_wait_change(&channel_.db.control->commit, frame.commit, deadline) ==
-                       PHB_TIMEOUT) {
+            } else if (channel_.wait_change(frame.commit, deadline) == PHB_TIMEOUT) {
                 return PHB_TIMEOUT;
             }
         }

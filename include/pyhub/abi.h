@@ -15,7 +15,7 @@
 #include <stdint.h>
 
 /* Raised with every change of a layout; then tests/c/golden gets a new file. */
-#define PHB_ABI_VERSION 2u
+#define PHB_ABI_VERSION 3u
 
 #define PHB_CACHE_LINE 64u
 
@@ -123,6 +123,22 @@ static inline int phb_swap32(phb_u32 *shared, uint32_t *expected, uint32_t value
 {
     return __atomic_compare_exchange_n(&shared->word, expected, value, 0, __ATOMIC_SEQ_CST,
                                        __ATOMIC_RELAXED);
+}
+
+static inline int phb_swap64(phb_u64 *shared, uint64_t *expected, uint64_t value)
+{
+    return __atomic_compare_exchange_n(&shared->word, expected, value, 0, __ATOMIC_SEQ_CST,
+                                       __ATOMIC_RELAXED);
+}
+
+/* Between two looks at a word that another processor will change. */
+static inline void phb_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb"); /* `yield` does nothing on most of them */
+#endif
 }
 
 static inline void phb_fence_acquire(void)

@@ -47,6 +47,7 @@
  *   fence after 2p-1       fence before seq is read again that bytes have changed
  *   claiming | pin         pin | claiming                 (full fences) who was first
  *   pin = 0, cursor        ask_readers                    that nobody looks any more
+ *   awaited | commit       commit | awaited               (full fences) who was first
  *
  * So a writer that dies or stops anywhere leaves the last committed record in
  * force. `commit` rises by one with every publish: it is also the word to wait on.

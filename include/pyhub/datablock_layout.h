@@ -133,7 +133,7 @@ typedef struct phb_slot {
     phb_u64 n_dropped;    /* frames dropped before it, ever */
     phb_u64 flex_version; /* of the parameters that belong to the frame */
     phb_u32 flex_index;   /* where they lie, or PHB_NO_ENTRY */
-    phb_u32 reserved0;
+    phb_u32 published_at; /* low half of the commit that published the frame */
 } phb_slot;
 
 PHB_ASSERT_SIZE(phb_slot, 64);
@@ -145,6 +145,7 @@ PHB_ASSERT_OFFSET(phb_slot, size, 32);
 PHB_ASSERT_OFFSET(phb_slot, n_dropped, 40);
 PHB_ASSERT_OFFSET(phb_slot, flex_version, 48);
 PHB_ASSERT_OFFSET(phb_slot, flex_index, 56);
+PHB_ASSERT_OFFSET(phb_slot, published_at, 60);
 
 /* One object's place. Written and read as a slot is. */
 typedef struct phb_flex_entry {
@@ -153,7 +154,9 @@ typedef struct phb_flex_entry {
     phb_u32 encoding;  /* PHB_FLEX_MSGPACK or PHB_FLEX_JSON */
     phb_u32 next_free; /* of the free list; only producers read it */
     phb_u32 n_uses;    /* slots that refer to it, and 1 while it is the newest */
-    unsigned char reserved[36];
+    phb_u32 reserved0;
+    phb_u64 published_at; /* the commit that published it */
+    unsigned char reserved1[24];
 } phb_flex_entry;
 
 PHB_ASSERT_SIZE(phb_flex_entry, 64);
@@ -162,6 +165,7 @@ PHB_ASSERT_OFFSET(phb_flex_entry, size, 8);
 PHB_ASSERT_OFFSET(phb_flex_entry, encoding, 16);
 PHB_ASSERT_OFFSET(phb_flex_entry, next_free, 20);
 PHB_ASSERT_OFFSET(phb_flex_entry, n_uses, 24);
+PHB_ASSERT_OFFSET(phb_flex_entry, published_at, 32);
 
 /* --- What one process holds ---------------------------------------------- */
 
@@ -183,6 +187,7 @@ typedef struct phb_frame {
     uint64_t timestamp_ns;
     uint64_t size;        /* bytes of data */
     uint64_t slot;        /* where it lies */
+    uint64_t newest;      /* position of the newest frame that was seen with it */
     uint64_t n_dropped;   /* frames dropped before it, ever */
     uint64_t flex_version;
     uint64_t flex_size;
@@ -194,6 +199,8 @@ typedef struct phb_frame {
 /* The last frame that a reader was given. */
 typedef struct phb_cursor {
     uint64_t position, version, n_dropped;
+    uint64_t slot;
+    uint64_t newest, commit; /* as of phb_frame: frames before that one are published */
 } phb_cursor;
 
 /* A handle, private to one process. The constants are a checked copy. */

@@ -71,6 +71,7 @@ static inline int phb_datablock_find(const phb_datablock *db, const uint64_t *po
         return position || now.flex_index == PHB_NO_ENTRY ? PHB_EMPTY : PHB_OK;
     }
     out->position = position ? *position : now.position;
+    out->newest = now.position;
     out->version = now.structured_buffer_version; /* of the newest; below: of this one */
     const uint64_t behind = now.position - out->position;
     const uint32_t n_slots = db->constants.n_slots;
@@ -122,6 +123,9 @@ static inline int phb_datablock_copy_flex(const phb_datablock *db, uint32_t flex
     }
     frame->flex_size = phb_load64(&entry->size);
     frame->flex_encoding = phb_load32(&entry->encoding);
+    if ((int64_t)(frame->commit - phb_load64(&entry->published_at)) < 0) {
+        return PHB_BUSY; /* not yet, and maybe never: its slot refers to it already */
+    }
     if (frame->flex_size > db->constants.flex_zone_capacity) {
         return phb_seq_holds(&entry->seq, 2 * frame->flex_version) ? PHB_DAMAGED : PHB_BUSY;
     }
@@ -142,6 +146,19 @@ static inline int phb_datablock_is_valid(const phb_datablock *db, const phb_fram
            phb_seq_holds(&db->slots[frame->slot].seq, 2 * frame->position);
 }
 
+/* Copy the parameters of a frame that was found, and the frame itself unless
+ * `data` is NULL. PHB_BUSY: it is gone; find another. */
+static inline int phb_datablock_take(const phb_datablock *db, uint32_t flex_index,
+                                     phb_frame *frame, void *data, void *flex)
+{
+    const int status = phb_datablock_copy_flex(db, flex_index, frame, flex);
+    if (status != PHB_OK || !data || !frame->has_data) {
+        return status;
+    }
+    phb_copy_from_shared(data, phb_datablock_slot_data(db, frame->slot), frame->size);
+    return phb_datablock_is_valid(db, frame) ? PHB_OK : PHB_BUSY;
+}
+
 /* Copy the frame of `*position`, or with NULL the newest, with its parameters.
  * `flex` has room for flex_zone_capacity bytes; `data` for
  * structured_buffer_capacity bytes, or NULL: then only the parameters are
@@ -156,16 +173,8 @@ static inline int phb_datablock_read(const phb_datablock *db, const uint64_t *po
     for (int attempt = 0; attempt < 8 && status == PHB_BUSY; attempt++) {
         uint32_t flex_index;
         status = phb_datablock_find(db, position, frame, &flex_index);
-        if (status != PHB_OK && (status != PHB_BUSY || data || position)) {
-            continue;
-        }
-        status = phb_datablock_copy_flex(db, flex_index, frame, flex);
-        if (status != PHB_OK || !data || !frame->has_data) {
-            continue;
-        }
-        phb_copy_from_shared(data, phb_datablock_slot_data(db, frame->slot), frame->size);
-        if (!phb_datablock_is_valid(db, frame)) {
-            status = PHB_BUSY; /* the newest moved on: take that one instead */
+        if (status == PHB_OK || (status == PHB_BUSY && !data && !position)) {
+            status = phb_datablock_take(db, flex_index, frame, data, flex);
         }
     }
     return status;
@@ -178,7 +187,9 @@ static inline int phb_datablock_read(const phb_datablock *db, const uint64_t *po
 static inline phb_cursor phb_cursor_start(const phb_snapshot *now)
 {
     const uint64_t n = now->n_filled > 0;
-    phb_cursor cursor = {now->position - n, now->structured_buffer_version - n, now->n_dropped};
+    const phb_cursor cursor = {now->position - n, now->structured_buffer_version - n,
+                               now->n_dropped, now->newest_slot - n, now->position - n,
+                               now->commit};
     return cursor;
 }
 
@@ -197,7 +208,71 @@ static inline void phb_cursor_pass(phb_cursor *cursor, const phb_frame *frame)
         cursor->position = frame->position;
         cursor->version = frame->version;
         cursor->n_dropped = frame->n_dropped;
+        cursor->slot = frame->slot;
+        cursor->newest = frame->newest;
+        cursor->commit = frame->commit;
     }
+}
+
+/* THE SHORT WAY to the frame after the cursor's, for readers that keep up: it
+ * touches the commit word, and the frame's own line; not the record. In order,
+ * it does without the word while there are frames that were seen to be published;
+ * else the frame is the newest. PHB_EMPTY: there is none, or none that simply:
+ * look for it with phb_datablock_find, which this answers like. */
+static inline int phb_datablock_follow(const phb_datablock *db, const phb_cursor *cursor,
+                                       int in_order, phb_frame *out, uint32_t *flex_index)
+{
+    const uint64_t position = cursor->position + 1;
+    const uint64_t at = cursor->slot + 1 < db->constants.n_slots ? cursor->slot + 1 : 0;
+    const phb_slot *slot = &db->slots[at];
+    const int is_passed = in_order && (int64_t)(cursor->newest - position) > 0;
+    out->commit = cursor->commit;
+    if (!is_passed) {
+        /* acquire: as in phb_datablock_snapshot */
+        out->commit = phb_load64_acquire(&db->control->commit);
+    }
+    __builtin_prefetch(db->structured_buffer + at * db->constants.structured_buffer_stride);
+    /* acquire: as in phb_datablock_find */
+    if (phb_load64_acquire(&slot->seq) != 2 * position) {
+        return PHB_EMPTY;
+    }
+    /* The last publish brought this frame: so its parameters are in the slot, as
+     * they are when another frame has come after it. A publish that is not yet
+     * committed, and may never be, has another number. */
+    if (!is_passed && phb_load32(&slot->published_at) != (uint32_t)out->commit) {
+        return PHB_EMPTY;
+    }
+    out->position = position;
+    out->newest = is_passed ? cursor->newest : position;
+    out->version = phb_load64(&slot->version);
+    out->frame_id = phb_load64(&slot->frame_id);
+    out->timestamp_ns = phb_load64(&slot->timestamp_ns);
+    out->size = phb_load64(&slot->size);
+    out->n_dropped = phb_load64(&slot->n_dropped);
+    out->flex_version = phb_load64(&slot->flex_version);
+    *flex_index = phb_load32(&slot->flex_index);
+    out->slot = at;
+    out->flex_size = 0;
+    out->flex_encoding = 0;
+    out->has_flex = 0;
+    out->has_data = 1;
+    return phb_seq_holds(&slot->seq, 2 * position) &&
+                   out->size <= db->constants.structured_buffer_capacity
+               ? PHB_OK
+               : PHB_EMPTY;
+}
+
+/* As phb_datablock_read, the short way. */
+static inline int phb_datablock_read_following(const phb_datablock *db, const phb_cursor *cursor,
+                                               int in_order, void *data, void *flex,
+                                               phb_frame *frame)
+{
+    uint32_t flex_index;
+    int status = phb_datablock_follow(db, cursor, in_order, frame, &flex_index);
+    if (status == PHB_OK) {
+        status = phb_datablock_take(db, flex_index, frame, data, flex);
+    }
+    return status == PHB_OK ? PHB_OK : PHB_EMPTY;
 }
 
 /* The first position after `passed`, itself not before the cursor's, that may
@@ -233,6 +308,9 @@ static inline int phb_datablock_read_next(const phb_datablock *db, const phb_cur
     uint64_t passed = cursor->position, position;
     uint32_t n_tries = db->constants.n_slots + 8;
     int status = PHB_EMPTY;
+    if (phb_datablock_read_following(db, cursor, 1, data, flex, frame) == PHB_OK) {
+        return PHB_OK;
+    }
     memset(frame, 0, sizeof *frame);
     while (n_tries-- && phb_datablock_seek(db, cursor, passed, &position)) {
         status = phb_datablock_read(db, &position, data, flex, frame);

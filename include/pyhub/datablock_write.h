@@ -243,7 +243,7 @@ static inline int phb_datablock_ask_readers(phb_datablock *db)
             phb_store32(&control->is_waiting, 1);
             continue; /* once more: who lets go from now on will wake us */
         }
-        phb_futex_wait(&control->released, seen, PHB_READER_PROBE_NS);
+        phb_futex_wait(&control->released.word, seen, PHB_READER_PROBE_NS);
         phb_u64 *stalled = &db->readers.places[db->kept_by].stalled_ns;
         const uint64_t slept = (uint64_t)(phb_monotonic_ns() - now);
         phb_store64(stalled, phb_load64(stalled) + slept);
@@ -367,8 +367,17 @@ typedef struct phb_update {
     uint64_t timestamp_ns;     /* 0: now */
 } phb_update;
 
-/* Publish the zones that `update` names, and unlock. With an answer other
- * than PHB_OK nothing is published and the publication is still open. */
+/* Wake the readers that sleep until another commit than `seen`: phb_patience. */
+static inline void phb_datablock_wake(phb_datablock *db, uint64_t seen)
+{
+    phb_fence_full(); /* partner: the fence in phb_wait_change */
+    if (phb_load64(&db->readers.control->awaited) == seen) {
+        phb_futex_wake(phb_low_half(&db->control->commit));
+    }
+}
+
+/* Publish the zones that `update` names, unlock, and wake who sleeps. With an
+ * answer other than PHB_OK nothing is published and the publication is still open. */
 static inline int phb_datablock_end(phb_datablock *db, const phb_update *update,
                                     phb_snapshot *published)
 {
@@ -395,6 +404,7 @@ static inline int phb_datablock_end(phb_datablock *db, const phb_update *update,
         next->flex_index = db->entry;
         phb_store64(&entry->size, update->flex_size);
         phb_store32(&entry->encoding, update->flex_encoding);
+        phb_store64(&entry->published_at, next->commit + 1);
         phb_store32(&db->control->flex_free, phb_load32(&entry->next_free));
         /* release: the object before its seq; pairs with phb_datablock_copy_flex */
         phb_store64_release(&entry->seq, 2 * next->flex_zone_version);
@@ -417,6 +427,7 @@ static inline int phb_datablock_end(phb_datablock *db, const phb_update *update,
         phb_store64(&slot->timestamp_ns, timestamp_ns);
         phb_store64(&slot->size, update->structured_size);
         phb_store64(&slot->n_dropped, next->n_dropped);
+        phb_store32(&slot->published_at, (uint32_t)(next->commit + 1));
     } else if (next->n_filled > 0) {
         slot = &db->slots[next->newest_slot % n_slots];
     }
@@ -458,7 +469,10 @@ static inline int phb_datablock_end(phb_datablock *db, const phb_update *update,
     if (published) {
         *published = *next;
     }
-    return phb_datablock_release(db);
+    const uint64_t former_commit = next->commit - 1; /* another thread's, after the release */
+    const int status = phb_datablock_release(db);
+    phb_datablock_wake(db, former_commit);
+    return status;
 }
 
 #endif

@@ -90,14 +90,20 @@ typedef struct phb_readers_control {
     /* Written by readers that find is_waiting; the producer sleeps on it. */
     phb_u32 released;
     unsigned char reserved2[60];
+
+    /* Written by readers that go to sleep, admitted or not; read by producers,
+     * after each publish. The newest commit that a sleeper has seen: sync.h. */
+    phb_u64 awaited;
+    unsigned char reserved3[56];
 } phb_readers_control;
 
-PHB_ASSERT_SIZE(phb_readers_control, 320);
+PHB_ASSERT_SIZE(phb_readers_control, 384);
 PHB_ASSERT_OFFSET(phb_readers_control, lock, 0);
 PHB_ASSERT_OFFSET(phb_readers_control, gate, 128);
 PHB_ASSERT_OFFSET(phb_readers_control, claiming, 192);
 PHB_ASSERT_OFFSET(phb_readers_control, is_waiting, 196);
 PHB_ASSERT_OFFSET(phb_readers_control, released, 256);
+PHB_ASSERT_OFFSET(phb_readers_control, awaited, 320);
 
 /* One admitted reader. */
 typedef struct phb_reader_place {
@@ -199,6 +205,7 @@ static inline int phb_readers_create(phb_readers *table, const char *directory,
            (const unsigned char *)c + sizeof(phb_segment_header),
            sizeof *c - sizeof(phb_segment_header));
     phb_readers_bind(table, leases);
+    phb_store64(&table->control->awaited, UINT64_MAX); /* nobody: less than any commit */
     status = phb_mutex_init(&table->control->lock);
     if (status == PHB_OK) {
         status = phb_segment_publish(&table->segment, path);
@@ -383,7 +390,7 @@ static inline void phb_readers_wake(phb_readers *table)
     phb_fence_full(); /* partner: the fence in phb_datablock_ask_readers */
     if (phb_load32(&table->control->is_waiting)) {
         phb_add32(&table->control->released, 1);
-        phb_futex_wake(&table->control->released);
+        phb_futex_wake(&table->control->released.word);
     }
 }
 

@@ -209,42 +209,98 @@ static inline void phb_copy_to_shared(void *shared, const void *private_, uint64
 
 /* --- Waiting without a lock ---------------------------------------------- */
 
-/* Wait until *word differs from `seen`, or until `deadline_ns`, at most one
- * slice. A reader cannot write, so nobody can wake it: it looks again after
- * naps that grow from 50 us to 1 ms, which is also the worst delay added. */
-static inline int phb_wait_change(const phb_u64 *word, uint64_t seen, int64_t deadline_ns)
-{
-    int64_t start = phb_monotonic_ns();
-    int64_t slice = start + PHB_WAIT_SLICE_NS;
-    int64_t nap = 50000;
-    while (phb_load64_acquire(word) == seen) {
-        int64_t now = phb_monotonic_ns();
-        if (now >= deadline_ns) {
-            return PHB_TIMEOUT;
-        }
-        if (now >= slice) {
-            return PHB_INTERRUPTED;
-        }
-        struct timespec spec = phb_timespec(nap < deadline_ns - now ? nap : deadline_ns - now);
-        if (clock_nanosleep(CLOCK_MONOTONIC, 0, &spec, NULL) == EINTR) {
-            return PHB_INTERRUPTED;
-        }
-        nap = nap * 2 < 1000000 ? nap * 2 : 1000000;
-    }
-    return PHB_OK;
-}
-
 /* Sleep while *word is `seen`, at most `timeout_ns`; may also return early. Who
- * changes the word must call phb_futex_wake, if somebody may sleep. */
-static inline void phb_futex_wait(const phb_u32 *word, uint32_t seen, int64_t timeout_ns)
+ * changes the word must call phb_futex_wake, if somebody may sleep. False: a
+ * signal came. Works on memory that is mapped read-only. */
+static inline int phb_futex_wait(const uint32_t *word, uint32_t seen, int64_t timeout_ns)
 {
     struct timespec spec = phb_timespec(timeout_ns);
-    syscall(SYS_futex, &word->word, FUTEX_WAIT, seen, &spec, NULL, 0);
+    return syscall(SYS_futex, word, FUTEX_WAIT, seen, &spec, NULL, 0) == 0 || errno != EINTR;
 }
 
-static inline void phb_futex_wake(const phb_u32 *word)
+static inline void phb_futex_wake(const uint32_t *word)
 {
-    syscall(SYS_futex, &word->word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+    syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+/* The half of a counter that changes with every step: futexes have 32 bits. */
+static inline const uint32_t *phb_low_half(const phb_u64 *word)
+{
+    return (const uint32_t *)&word->word + (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__);
+}
+
+/* How a reader waits: it looks again and again for `spin_ns`, and then sleeps.
+ * A SLEEPER SAYS what it has seen, and looks once more:
+ *
+ *   sleeper                                producer
+ *     awaited = seen, if that is newer       commit = c + 1
+ *     full fence                             full fence
+ *     commit is still `seen`? sleep          awaited is c? wake all
+ *
+ * Whoever comes second sees the first, so no wake is missed; and nobody has to
+ * take the word back: it means nothing any more once commit has gone on, also
+ * if its sleeper was killed. `awaited` NULL: this reader may not write. Then it
+ * naps, 50 us to 1 ms long, and is woken early only if others sleep as well. */
+typedef struct phb_patience {
+    int64_t spin_ns;
+    phb_u64 *awaited;
+} phb_patience;
+
+#define PHB_SPIN_FOREVER INT64_MAX
+#define PHB_NAP_NS 50000ll
+#define PHB_LONGEST_NAP_NS 1000000ll
+
+static inline void phb_await(phb_u64 *awaited, uint64_t seen)
+{
+    uint64_t said = phb_load64(awaited);
+    while ((int64_t)(seen - said) > 0 && !phb_swap64(awaited, &said, seen)) {
+    }
+}
+
+/* Wait until *commit differs from `seen`, or until `deadline_ns`, at most one
+ * slice: then PHB_INTERRUPTED, so that the caller can look at its signals. */
+static inline int phb_wait_change(const phb_u64 *commit, uint64_t seen, int64_t deadline_ns,
+                                  const phb_patience *patience)
+{
+    if (phb_load64_acquire(commit) != seen) {
+        return PHB_OK;
+    }
+    const int64_t start = phb_monotonic_ns();
+    const int64_t slice = start + PHB_WAIT_SLICE_NS;
+    const int64_t end = deadline_ns < slice ? deadline_ns : slice;
+    const int64_t spin_end = patience->spin_ns < end - start ? start + patience->spin_ns : end;
+    int64_t now = start, nap = PHB_NAP_NS;
+    while (now < spin_end) {
+        for (int i = 0; i < 32; i++) { /* 1 to 2 us on the processors of today */
+            if (phb_load64_acquire(commit) != seen) {
+                return PHB_OK;
+            }
+            phb_relax();
+        }
+        now = phb_monotonic_ns();
+    }
+    while (now < end) {
+        int64_t longest = end - now;
+        if (patience->awaited) {
+            phb_await(patience->awaited, seen);
+            phb_fence_full(); /* partner: the fence in phb_datablock_wake */
+        } else {
+            longest = nap < longest ? nap : longest;
+            nap = nap * 2 < PHB_LONGEST_NAP_NS ? nap * 2 : PHB_LONGEST_NAP_NS;
+        }
+        if (phb_load64_acquire(commit) != seen) {
+            return PHB_OK;
+        }
+        const int was_quiet = phb_futex_wait(phb_low_half(commit), (uint32_t)seen, longest);
+        if (phb_load64_acquire(commit) != seen) {
+            return PHB_OK;
+        }
+        if (!was_quiet) {
+            return PHB_INTERRUPTED;
+        }
+        now = phb_monotonic_ns();
+    }
+    return now < deadline_ns ? PHB_INTERRUPTED : PHB_TIMEOUT;
 }
 
 /* A full fence in every thread of the machine: what they stored before it is

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pyhub._datablock import DataBlock
-from pyhub.datablock.view import block_layout
+from pyhub.datablock.block_layout import block_layout
 from pyhub.errors import ChannelClosed, ProducerDied, PyhubError, SegmentNotFound, SegmentStale
 from pyhub.layout import FrameLayout
 from pyhub.names import lease_path, segment_path

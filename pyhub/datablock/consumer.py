@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -13,16 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhub._core import lease_is_alive
-from pyhub._datablock import EMPTY, DataBlock
-from pyhub.codec import decode
+from pyhub._datablock import DataBlock
+from pyhub._reading import newest
 from pyhub.datablock.attachment import Attachment
 from pyhub.datablock.frame import Frame, LiveView
 from pyhub.datablock.header import Header, read_header
 from pyhub.datablock.pinned import PinnedFrame
 from pyhub.datablock.policy import Policy
 from pyhub.datablock.reader import Reader, reader_name
-from pyhub.datablock.view import slot_view
-from pyhub.datablock.waiting import Waiter, WordWaiter
+from pyhub.datablock.waiting import Listener, Wait, no_notifications, watch_word
 from pyhub.errors import (
     ChannelClosed,
     Overrun,
@@ -45,7 +43,10 @@ _SLICE_S = 0.02
 # appears, for which nobody can notify.
 _AWAY_NAP_S = 0.01
 
-_T = TypeVar("_T", Frame, PinnedFrame)
+# A coroutine that watches the commit word looks this often.
+_ASYNC_NAP_S = 0.001
+
+_T = TypeVar("_T", Frame, LiveView, PinnedFrame)
 
 
 class DataBlockConsumer:
@@ -66,16 +67,25 @@ class DataBlockConsumer:
         *,
         policy: Policy | str | None = None,
         reader: str | None = None,
+        wait: Wait | str | None = None,
         owner_uid: int | None = None,
-        waiter: Waiter | None = None,
+        listener: Listener | None = None,
     ) -> None:
+        if wait is None:
+            wait = "futex" if listener is None else "notification"
         self.name = name
+        self._wait = Wait.of(wait)
+        if listener is None and not self._wait.is_native:
+            raise no_notifications(self._wait)
+        self._listener = listener
         self._attachment = Attachment(name, owner_uid)
         self._policy = None if policy is None else Policy(policy)
         if reader is None and self._policy is not None and self._policy.needs_admission:
             reader = reader_name()
-        self._reader = Reader(name, self._policy or Policy.LATEST, reader, self._attachment.leases)
-        self._waiter: Waiter = waiter or WordWaiter()
+        self._reader = Reader(
+            name, self._policy or Policy.LATEST, reader, self._wait, self._attachment.leases
+        )
+        self._is_read_in_order = self._policy is not None and self._policy.is_in_order
         self._is_closed = False
         self._on_close: Callable[[], None] | None = None
         self._on_attach: Callable[[str], None] | None = None  # given the segment's id
@@ -91,9 +101,9 @@ class DataBlockConsumer:
         *,
         policy: Policy | str | None = None,
         reader: str | None = None,
+        wait: Wait | str | None = None,
         owner_uid: int | None = None,
         timeout_s: float | None = 0.0,
-        waiter: Waiter | None = None,
     ) -> DataBlockConsumer:
         """Return a consumer of the channel `name`.
 
@@ -109,12 +119,12 @@ class DataBlockConsumer:
             A name under which the channel admits this reader: it may `pin`
             frames, and `pyhub info` shows it. Policies that need one get one
             made of program and pid.
+        wait
+            How it waits for frames: see `Wait`. Default: it sleeps, on a futex.
         owner_uid
             User whose channel it is; default: this process's.
         timeout_s
             How long to wait for its producer; None: for ever.
-        waiter
-            What wakes it; the hub's client supplies one.
 
         Raises
         ------
@@ -126,7 +136,7 @@ class DataBlockConsumer:
             The channel has no place for a reader, one of that name already,
             or no patience for that policy.
         """
-        consumer = cls(name, policy=policy, reader=reader, owner_uid=owner_uid, waiter=waiter)
+        consumer = cls(name, policy=policy, reader=reader, wait=wait, owner_uid=owner_uid)
         consumer.wait_for_producer(timeout_s)
         return consumer
 
@@ -158,7 +168,8 @@ class DataBlockConsumer:
         if not self._is_closed:
             self._is_closed = True
             self._reader.leave()
-            self._waiter.close()
+            if self._listener is not None:
+                self._listener.close()
             on_close, self._on_close = self._on_close, None
             if on_close is not None:
                 on_close()
@@ -227,15 +238,20 @@ class DataBlockConsumer:
         return self._reader.name
 
     @property
+    def wait(self) -> Wait:
+        """How it waits for frames."""
+        return self._wait
+
+    @property
     def notification_socket(self) -> Any:
         """The ZeroMQ SUB socket of the channel's notifications, to poll.
 
         Raises
         ------
         PyhubError
-            The consumer was made without a hub.
+            It waits by another strategy, or was made without a hub.
         """
-        return self._waiter.socket
+        return self._listening().socket
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when something was published.
@@ -243,7 +259,7 @@ class DataBlockConsumer:
         It is ZeroMQ's, which reports changes only: after it fired, read until
         `WaitTimeout` with ``timeout_s=0`` before waiting on it again.
         """
-        return self._waiter.fileno()
+        return self._listening().fileno()
 
     # --- Reading ---
 
@@ -276,7 +292,37 @@ class DataBlockConsumer:
         ProducerDied, ChannelClosed
             Nothing new came, and the producer is gone.
         """
-        return self._next(lambda: self._take(self._is_read_in_order, out), timeout_s)
+        frame = None if self._is_closed else self._reader.copy(self._is_read_in_order, out, 0.0)
+        if frame is not None:
+            return frame  # no clock is read when there is something to read
+        return self._next(
+            lambda wait_s: self._reader.copy(self._is_read_in_order, out, wait_s), timeout_s
+        )
+
+    def look(self, timeout_s: float | None = 1.0) -> LiveView:
+        """Do what `read` does, without copying: give the frame where it lies.
+
+        ::
+
+            with consumer.look() as frame:
+                total = frame.data.sum()
+                if frame.is_valid():  # no producer has written there meanwhile
+                    print(total)
+
+        Of a channel with n slots the newest frame stays until n more were
+        published; `pin` keeps producers from it.
+
+        Raises
+        ------
+        WaitTimeout, WriterStalled, ProducerDied, ChannelClosed
+            As for `read`.
+        """
+        frame = None if self._is_closed else self._reader.look(self._is_read_in_order, 0.0)
+        if frame is not None:
+            return frame
+        return self._next(
+            lambda wait_s: self._reader.look(self._is_read_in_order, wait_s), timeout_s
+        )
 
     def pin(self, timeout_s: float | None = 1.0) -> PinnedFrame:
         """Return a frame where it lies, read-only, and keep producers from it.
@@ -301,7 +347,9 @@ class DataBlockConsumer:
         WaitTimeout, WriterStalled, ProducerDied, ChannelClosed
             As for `read`.
         """
-        return self._next(lambda: self._reader.pin(in_order=self._is_read_in_order), timeout_s)
+        return self._next(
+            lambda wait_s: self._reader.pin(self._is_read_in_order, wait_s), timeout_s
+        )
 
     async def aread(
         self, timeout_s: float | None = 1.0, *, out: npt.NDArray[Any] | None = None
@@ -312,16 +360,19 @@ class DataBlockConsumer:
         while True:
             block = self._attached()
             seen = block.commit
-            frame = self._take(self._is_read_in_order, out)
+            frame = self._reader.copy(self._is_read_in_order, out, 0.0)
             if frame is not None:
                 return frame
             slice_s = min(_SLICE_S, max(deadline - time.monotonic(), 0.0))
             if is_quiet or block.segment.is_closed or slice_s == 0.0:
                 self._look_after(block, seen, deadline, timeout_s, timeout_s is not None)
             if block.segment.is_closed:
-                await asyncio.sleep(min(slice_s, _AWAY_NAP_S))
+                await watch_word(block, seen, min(slice_s, _AWAY_NAP_S), _AWAY_NAP_S)
+            elif self._listener is not None:
+                await self._listener.wait_async(block, seen, slice_s)
             else:
-                await self._waiter.wait_async(block, seen, slice_s)
+                nap_s = _ASYNC_NAP_S if self._wait.sleeps else 0.0
+                await watch_word(block, seen, slice_s, nap_s)
             is_quiet = block.commit == seen
 
     def frames(self, timeout_s: float | None = None, *, follow: bool = False) -> Iterator[Frame]:
@@ -349,12 +400,13 @@ class DataBlockConsumer:
         """
         in_order = self._policy is not Policy.LATEST
 
-        def take() -> Frame | None:
-            return self._take(in_order, None)
+        def take(wait_s: float) -> Frame | None:
+            return self._reader.copy(in_order, None, wait_s)
 
         while True:
             try:
-                yield self._next(take, timeout_s, is_patient=False)
+                frame = None if self._is_closed else take(0.0)
+                yield frame or self._next(take, timeout_s, is_patient=False)
             except ProducerDied as error:
                 if not follow or self._is_closed:
                     raise
@@ -387,40 +439,22 @@ class DataBlockConsumer:
         while True:
             block = self._looked()
             seen = block.commit
-            (
-                status,
-                version,
-                frame_id,
-                stamp,
-                size,
-                slot,
-                position,
-                flex_version,
-                encoding,
-                packed,
-                *_,
-            ) = block.read(None, False, None)
-            if status == 0 and (size is not None or not block.snapshot()[6]):
-                break
+            view = newest(block, LiveView)
+            if view is not None:
+                return view
             is_late = time.monotonic() >= deadline
             if is_late or timeout_s is None:
                 away = self._attachment.departure()
                 if away is not None:
                     raise away
             if is_late:
-                if status == EMPTY:
+                if seen == 0:
                     raise self._timeout(timeout_s)
                 raise Overrun(
                     f"channel {self.name!r}: the newest frame is being overwritten all the time.\n"
                     "  Give the channel more slots when it is created (slots=4)."
                 )
             self._sleep(block, seen, deadline)
-        if size is None:
-            data = np.empty(0, self._attachment.layout.dtype)
-        else:
-            data = slot_view(block, self._attachment.layout, slot, size)
-        frame = Frame(data, frame_id, stamp, version, flex_version, encoding, packed)
-        return LiveView(block, frame, slot, position)
 
     # --- The zones, without waiting ---
 
@@ -431,44 +465,46 @@ class DataBlockConsumer:
         `latest` can tell.
         """
         block = self._looked()
-        status, _, _, _, size, slot, *_ = block.read(None, False, None)
-        if status != 0 or size is None:
-            return None
-        return slot_view(block, self._attachment.layout, slot, size)
+        view = newest(block, LiveView)
+        return view.data if view is not None and view.version else None
 
     def get_flexible_zone_data(self) -> dict[str, Any] | None:
         """Return the newest parameters; None: none yet."""
-        found = self._looked().read(None, False, None)
-        encoding, packed = found[8:10]
-        return None if found[0] != 0 or packed is None else decode(packed, encoding)
+        view = newest(self._looked(), LiveView, with_data=False)
+        return None if view is None or view.packed is None else view.flex
 
     # --- How a frame is found ---
 
     def _next(
         self,
-        take: Callable[[], _T | None],
+        take: Callable[[float], _T | None],
         timeout_s: float | None,
         *,
         is_patient: bool = True,
     ) -> _T:
-        """Wait until `take` finds a frame; if patient, of the next producer, too."""
-        deadline = None
+        """Wait until `take` finds a frame; if patient, of the next producer, too.
+
+        `take` waits by itself, if the strategy does.
+        """
+        deadline = _deadline(timeout_s)
         is_quiet = False
         while True:
             block = self._attached()
             seen = block.commit
-            frame = take()
+            slice_s = min(_SLICE_S, max(deadline - time.monotonic(), 0.0))
+            frame = take(0.0 if block.segment.is_closed else slice_s)
             if frame is not None:
-                return frame  # no clock is read when there is something to read
-            if deadline is None:
-                deadline = _deadline(timeout_s)
+                return frame
+            if self._listener is None:
+                is_quiet = block.commit == seen
             # Costs system calls: only when a slice of sleep brought nothing.
             if is_quiet or block.segment.is_closed or time.monotonic() >= deadline:
                 self._look_after(
                     block, seen, deadline, timeout_s, is_patient and timeout_s is not None
                 )
-            self._sleep(block, seen, deadline)
-            is_quiet = block.commit == seen
+            if self._listener is not None or block.segment.is_closed:
+                self._sleep(block, seen, deadline)
+                is_quiet = block.commit == seen
 
     def _look_after(
         self,
@@ -479,10 +515,12 @@ class DataBlockConsumer:
         is_patient: bool,
     ) -> None:
         """Go over to the next producer, or raise if the wait is over."""
+        self._check_open()  # it may have been closed while it slept
         away = self._attachment.departure()
         if away is None:
             if time.monotonic() >= deadline:
-                self._waiter.wait(block, seen, 0.0)  # makes its descriptor quiet
+                if self._listener is not None:
+                    self._listener.wait(block, seen, 0.0)  # makes its descriptor quiet
                 if block.commit == seen:
                     raise self._timeout(timeout_s)
         # What it published before it left comes first.
@@ -492,13 +530,6 @@ class DataBlockConsumer:
             and (not is_patient or time.monotonic() >= deadline)
         ):
             raise away
-
-    @property
-    def _is_read_in_order(self) -> bool:
-        return self._policy is not None and self._policy.is_in_order
-
-    def _take(self, in_order: bool, out: npt.NDArray[Any] | None) -> Frame | None:
-        return self._reader.take_next(out) if in_order else self._reader.take_newest(out)
 
     # --- Producers come and go ---
 
@@ -558,13 +589,20 @@ class DataBlockConsumer:
                 raise away
             time.sleep(_AWAY_NAP_S)
 
+    def _listening(self) -> Listener:
+        if self._listener is None:
+            raise no_notifications(self._wait)
+        return self._listener
+
     def _sleep(self, block: DataBlock, seen: int, deadline: float) -> None:
         """Sleep until something may have changed, at most one slice."""
         slice_s = min(_SLICE_S, max(deadline - time.monotonic(), 0.0))
         if block.segment.is_closed:
             time.sleep(min(slice_s, _AWAY_NAP_S))
+        elif self._listener is not None:
+            self._listener.wait(block, seen, slice_s)
         else:
-            self._waiter.wait(block, seen, slice_s)
+            block.wait(seen, slice_s)
 
     def _timeout(self, timeout_s: float | None) -> WaitTimeout:
         block = self._attached()

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyhub._datablock import DataBlock
+from pyhub._reading import FrameRecord
 from pyhub.codec import decode
 from pyhub.errors import Overrun
 
 __all__ = ["Frame", "LiveView"]
 
 
-class Frame:
+class Frame(FrameRecord):
     """A frame and the parameters that belong to it, owned by the reader.
 
     Attributes
@@ -40,33 +40,7 @@ class Frame:
         the same or another dtype and shape.
     """
 
-    __slots__ = (
-        "_encoding", "_flex", "_packed", "data", "flex_version", "frame_id", "has_new_data",
-        "has_new_flex", "is_restart", "n_lost", "timestamp_ns", "version",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        data: npt.NDArray[Any],
-        frame_id: int,
-        timestamp_ns: int,
-        version: int,
-        flex_version: int,
-        encoding: int,
-        packed: bytes | None,
-    ) -> None:
-        self.data = data
-        self.frame_id = frame_id
-        self.timestamp_ns = timestamp_ns
-        self.version = version
-        self.flex_version = flex_version
-        self._encoding = encoding
-        self._packed = packed
-        self._flex: dict[str, Any] | None = None
-        self.n_lost = 0
-        self.has_new_data = True
-        self.has_new_flex = True
-        self.is_restart = False
+    __slots__ = ()
 
     @property
     def flex(self) -> dict[str, Any]:
@@ -80,13 +54,17 @@ class Frame:
             The producer put something else into its flex zone.
         """
         if self._flex is None:
-            self._flex = {} if self._packed is None else decode(self._packed, self._encoding)
+            self._flex = {} if self.packed is None else decode(self.packed, self.encoding)
         return self._flex
 
-    @property
-    def timestamp(self) -> float:
-        """When the frame was published: seconds since 1970."""
-        return self.timestamp_ns * 1e-9
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is copied, or pickled, is a frame of its own.
+        facts = (
+            self.data.copy(), self.frame_id, self.timestamp_ns, self.version, self.flex_version,
+            self.encoding, self.packed,
+        )  # fmt: skip
+        told = {name: getattr(self, name) for name in _TOLD}
+        return _copied, (facts, told)
 
     def __repr__(self) -> str:
         return (
@@ -95,8 +73,19 @@ class Frame:
         )
 
 
-class LiveView:
-    """The newest frame where it lies, without a copy; for `with` blocks.
+# What a reader is told beside the frame's own facts.
+_TOLD = ("n_lost", "has_new_data", "has_new_flex", "is_restart")
+
+
+def _copied(facts: tuple[Any, ...], told: dict[str, Any]) -> Frame:
+    frame = Frame(*facts)
+    for name, value in told.items():
+        setattr(frame, name, value)
+    return frame
+
+
+class LiveView(Frame):
+    """A frame where it lies, without a copy; for `with` blocks.
 
     Nothing keeps the producer from writing over it: look at the data, then
     ask `is_valid`. Only what was computed before a True holds.
@@ -104,34 +93,17 @@ class LiveView:
     Attributes
     ----------
     data
-        Read-only array on the shared memory.
-    frame_id, timestamp_ns, version, flex
+        Read-only array on the shared memory: the same object for each frame
+        in that slot.
+    frame_id, timestamp_ns, version, flex and the others
         As for `Frame`; `flex` is a copy and always belongs to the frame.
     """
 
-    def __init__(self, block: DataBlock, frame: Frame, slot: int, position: int) -> None:
-        self._block = block
-        self._frame = frame
-        self._slot = slot
-        self._position = position
-        self.data = frame.data
-        self.frame_id = frame.frame_id
-        self.timestamp_ns = frame.timestamp_ns
-        self.version = frame.version
-
-    @property
-    def flex(self) -> dict[str, Any]:
-        """The parameters that belong to the frame."""
-        return self._frame.flex
-
-    @property
-    def timestamp(self) -> float:
-        """When the frame was published: seconds since 1970."""
-        return self._frame.timestamp
+    __slots__ = ()
 
     def is_valid(self) -> bool:
         """Whether the frame still lies there, untouched by the producer."""
-        return self._block.is_valid(self._slot, self._position)
+        return self.is_in_place()
 
     def copy(self) -> npt.NDArray[Any]:
         """Return the data as an array of the caller's own.
@@ -144,8 +116,8 @@ class LiveView:
         copied = np.array(self.data)
         if not self.is_valid():
             raise Overrun(
-                f"frame {self.frame_id} of channel {self._block.segment.name!r} was overwritten "
-                "while it was copied.\n"
+                f"frame {self.frame_id} of channel {self.channel!r} was overwritten while it was "
+                "copied.\n"
                 "  Use read(), which retries, or give the channel more slots."
             )
         return copied

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +27,7 @@ class PinnedFrame(Frame):
     such a tensor ends the process with a segmentation fault.
     """
 
-    __slots__ = ("_release",)
-
-    _release: Callable[[], None] | None
-
-    def __init__(self, *arguments: Any) -> None:
-        self._release = None  # the reader's, once it is whole; first, for __del__
-        super().__init__(*arguments)
+    __slots__ = ()
 
     def release(self) -> None:
         """Let producers overwrite the frame. May be called twice."""
@@ -61,11 +54,6 @@ class PinnedFrame(Frame):
     def __del__(self) -> None:
         self.release()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The pin is this object's: what is copied, or pickled, is a frame of its own.
-        values = {name: getattr(self, name) for name in Frame.__slots__}
-        return _copied, (values | {"data": self.data.copy()},)
-
     def __dlpack__(
         self,
         *,
@@ -91,10 +79,3 @@ class PinnedFrame(Frame):
     def __dlpack_device__(self) -> tuple[int, int]:
         """Return DLPack's name for the memory it lies in: the CPU's."""
         return _CPU
-
-
-def _copied(values: dict[str, Any]) -> Frame:
-    frame = Frame.__new__(Frame)
-    for name, value in values.items():
-        setattr(frame, name, value)
-    return frame

@@ -17,7 +17,6 @@ from pyhub._core import lease_is_alive, process_lease, remove_dead
 from pyhub._datablock import MAX_READERS, MAX_SLOTS, DataBlock
 from pyhub.codec import Encoding, encode
 from pyhub.datablock.notice import Notify
-from pyhub.datablock.publication import Publication
 from pyhub.datablock.publisher import DEFAULT_TIMEOUT_S, Publisher
 from pyhub.errors import CapacityError, LayoutError, SegmentExists
 from pyhub.layout import FrameLayout, dtype_to_text
@@ -218,37 +217,44 @@ class DataBlockProducer(Publisher):
             This producer, or the channel's owner, closed it.
         """
         packed = None if flex is None else encode(flex, encoding)
-        array = None if data is None else np.asarray(data)
+        array = None
         # All that can fail comes before the slot is opened: what it holds is lost then.
-        if array is not None:
+        if data is not None:
+            array = np.asarray(data)
             self._layout.size_of(array)
-        if frame_id is not None and not 0 <= frame_id < 1 << 64:
-            raise LayoutError(
-                f"frame_id={frame_id} is no number of a frame.\n  Count from 0, in 64 bits."
-            )
+            if not array.flags.c_contiguous:
+                return self._put_strided(array, packed, frame_id, timestamp_ns, encoding, timeout_s)
+        if frame_id is not None:
+            _check_number(frame_id)
+        return self._put(array, packed, frame_id, timestamp_ns, encoding, timeout_s)
+
+    def _put_strided(
+        self,
+        array: npt.NDArray[Any],
+        packed: bytes | None,
+        frame_id: int | None,
+        timestamp_ns: int,
+        encoding: Encoding,
+        timeout_s: float | None,
+    ) -> bool:
+        """Do `put` for an array that numpy has to walk."""
+        if frame_id is not None:
+            _check_number(frame_id)
         with self.publish(timeout_s=timeout_s) as slot:
             slot.frame_id = frame_id
             slot.timestamp_ns = timestamp_ns
             slot.encoding = encoding
             if packed is not None:
                 slot.copy_packed(packed)
-            if array is not None:
-                slot.copy_from(array)
-        return not slot._is_dropped
+            slot.copy_from(array)
+        return not slot.is_dropped
 
-    def publish(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> Publication:
-        """Return a context that publishes, at its end, what was filled in.
 
-        ::
-
-            with producer.publish() as slot:
-                slot.data[...] = image
-                slot.flex = {"exposure_s": 0.01}
-
-        If the block is left by an exception nothing is published. Entering
-        waits up to `timeout_s` for another producer (`WriterStalled`).
-        """
-        return Publication(self, timeout_s)
+def _check_number(frame_id: int) -> None:
+    if not 0 <= frame_id < 1 << 64:
+        raise LayoutError(
+            f"frame_id={frame_id} is no number of a frame.\n  Count from 0, in 64 bits."
+        )
 
 
 def _layout_of(

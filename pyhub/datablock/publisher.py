@@ -11,9 +11,11 @@ import numpy.typing as npt
 
 from pyhub._core import process_lease
 from pyhub._datablock import ZONE_FLEX, ZONE_STRUCTURED, DataBlock
+from pyhub._writing import Writer
+from pyhub.codec import Encoding, encode
+from pyhub.datablock.block_layout import block_layout
 from pyhub.datablock.header import Header, read_header
 from pyhub.datablock.notice import Notification, Notify, ZoneUpdateInfo
-from pyhub.datablock.view import block_layout, slot_view
 from pyhub.errors import ChannelClosed, LayoutError
 from pyhub.names import lease_path
 
@@ -27,18 +29,15 @@ DEFAULT_TIMEOUT_S = 5.0
 _LOOK_S = 0.05
 
 
-class Publisher:
+class Publisher(Writer):
     """What a producer does with its block; `DataBlockProducer` adds the rest."""
+
+    _encode = staticmethod(encode)
+    _encoding = Encoding.MSGPACK
 
     def __init__(self, block: DataBlock, notify: Notify | None) -> None:
         self.name = block.segment.name
-        self._block = block
-        self._notify = notify
         self._layout = block_layout(block)
-        self._views: list[npt.NDArray[Any] | None] = [None] * block.n_slots
-        self._scratch: npt.NDArray[Any] | None = None
-        self._is_dropped = False  # the open publication found no slot
-        self._is_closed = False
         self._looked_at = 0.0
 
     # --- Facts ---
@@ -79,16 +78,7 @@ class Publisher:
         PublishError
             This thread has a publication open.
         """
-        self._check_open()
-        if not self._block.is_owner:
-            self._look_after_owner()
-        is_recovered = self._block.begin(timeout_s)
-        self._is_dropped = False
-        if is_recovered:
-            _log.warning(
-                "channel %r: a producer died while publishing; its frame was rolled back",
-                self.name,
-            )
+        self._open(timeout_s)
 
     def get_structured_data_buffer(self) -> npt.NDArray[Any]:
         """Return the next slot as a writable array; valid until `end_publish`.
@@ -98,26 +88,14 @@ class Publisher:
         as long as the channel's patience. If admitted readers leave no
         slot the array is private, and `end_publish` drops and counts the frame.
         """
-        # What is dropped stays so until its end, also if a slot comes free; whose
-        # publication it is not is told so by `take_data`.
-        is_dropped = self._is_dropped and self._block.is_open
-        slot = None if is_dropped else self._block.take_data()
-        if slot is None:
-            self._is_dropped = True
-            if self._scratch is None:
-                self._scratch = np.empty(self.shape, self.dtype)
-            return self._scratch
-        view = self._views[slot]
-        if view is None:
-            view = self._views[slot] = slot_view(self._block, self._layout, slot)
-        return view
+        return self._data()
 
     def get_flexible_zone_buffer(self) -> memoryview:
         """Return the flex zone's bytes, writable; valid until `end_publish`.
 
         They must hold one MessagePack or JSON map when the publication ends.
         """
-        offset = self._block.flex_offset(self._block.take_flex())
+        offset = self._take_flex()
         return memoryview(cast(bytes, self._block.segment))[
             offset : offset + self._block.flex_zone_capacity
         ]
@@ -141,24 +119,34 @@ class Publisher:
                 f"structured_buffer_size={size} is not a whole number of rows of "
                 f"{self._layout.row_bytes} bytes (dtype {self.dtype}, shape {self.shape})."
             )
-        if self._is_dropped and update.structured_buffer:
-            self._block.drop()
-            return
-        commit, flex_version, version, n_dropped = self._block.end(
+        self._publish(
             zones, size, update.flex_zone_size, update.encoding, update.frame_id,
             update.timestamp_ns,
         )  # fmt: skip
-        if self._notify is not None:
-            frame_id = -1
-            if update.frame_id is not None and update.structured_buffer:
-                frame_id = update.frame_id
-            elif update.structured_buffer:
-                frame_id = version - 1 + n_dropped
-            self._notify(Notification(commit, flex_version, version, zones, frame_id))
 
     def abort_publish(self) -> None:
         """Give up the open publication of this thread, if there is one."""
         self._block.abort()
+
+    # --- What Writer asks for ---
+
+    def _before_begin(self) -> None:
+        if self._is_closed:
+            raise ChannelClosed(
+                f"this producer of channel {self.name!r} was closed.\n  Create it again."
+            )
+        self._look_after_owner()
+
+    def _note_recovery(self) -> None:
+        _log.warning(
+            "channel %r: a producer died while publishing; its frame was rolled back", self.name
+        )
+
+    def _tell(
+        self, commit: int, flex_version: int, version: int, zones: int, frame_id: int
+    ) -> None:
+        if self._notify is not None:
+            self._notify(Notification(commit, flex_version, version, zones, frame_id))
 
     def _look_after_owner(self) -> None:
         """As a guest: take the channel over when its owner died, now and then."""
@@ -174,9 +162,3 @@ class Publisher:
                 "  Attach again, or create it."
             )
         self._block.join(process_lease(lease_path()))
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ChannelClosed(
-                f"this producer of channel {self.name!r} was closed.\n  Create it again."
-            )

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 
 from pyhub._core import lease_is_alive, process_lease
-from pyhub._datablock import Cursor, DataBlock
+from pyhub._datablock import DataBlock
 from pyhub._readers import Admission, ReaderTable
-from pyhub.datablock.frame import Frame
+from pyhub._reading import Cursor
+from pyhub.datablock.frame import Frame, LiveView
 from pyhub.datablock.pinned import PinnedFrame
 from pyhub.datablock.policy import Policy
-from pyhub.datablock.view import slot_view
-from pyhub.errors import AdmissionRefused, LayoutError
+from pyhub.datablock.waiting import Wait
+from pyhub.errors import AdmissionRefused, LayoutError, NamespaceMismatch
 from pyhub.layout import FrameLayout
 
 __all__ = ["Reader", "ReaderState", "admitted_readers"]
@@ -31,23 +32,25 @@ _numbers = itertools.count(1)
 class Reader:
     """One reader's way through the frames of a channel, segment after segment.
 
+    What it takes is None if there is nothing, also after waiting for at most
+    `wait_s`, if its strategy waits by itself.
+
     Attributes
     ----------
     name
         Under which the channel admitted it; None: it did not have to.
-    n_read, n_lost
-        Frames given to it, and those that it will not get any more.
     """
 
-    def __init__(self, channel: str, policy: Policy, name: str | None, leases: str) -> None:
+    def __init__(
+        self, channel: str, policy: Policy, name: str | None, wait: Wait, leases: str
+    ) -> None:
         self.channel = channel
         self.policy = policy
         self.name = name
-        self.n_read = 0
-        self.n_lost = 0
+        self._wait = wait
         self._leases = leases
         self._admission: Admission | None = None
-        self._is_restart = False
+        self._cursor: Cursor | None = None
 
     def begin(
         self, block: DataBlock, layout: FrameLayout, *, from_first: bool, is_restart: bool
@@ -60,28 +63,35 @@ class Reader:
             The channel has no place, or a reader of that name.
         """
         self.leave()
-        if self.name is None:
-            cursor = block.start(from_first)
-        else:
-            cursor = self._be_admitted(block, self.name, from_first)
-        self._block = block
-        self._layout = layout
+        cursor = Cursor(block, from_first=from_first, former=self._cursor, is_restart=is_restart)
+        table = None
+        if self.name is not None:
+            table = ReaderTable.attach(block, self._leases)
+            self._be_admitted(cursor, table, self.name, from_first)
+        if self._wait.is_native:
+            cursor.wait_by(self._wait.spin_s)
+            if self._wait.sleeps:
+                self._let_sleep(cursor, table)
         self._cursor = cursor
-        self._is_restart = is_restart
+        self._layout = layout
 
-    def _be_admitted(self, block: DataBlock, name: str, from_first: bool) -> Cursor:
-        table = ReaderTable.attach(block, self._leases)
+    def _be_admitted(self, cursor: Cursor, table: ReaderTable, name: str, from_first: bool) -> None:
         if table.patience_s == 0 and self.policy in (Policy.BLOCK, Policy.DROP_NEWEST):
             raise AdmissionRefused(
                 f"channel {self.channel!r} waits for no reader (it was created with patience_s=0), "
                 f"and policy {str(self.policy)!r} asks for that.\n"
                 "  Use policy 'drop_oldest', or create the channel with patience."
             )
-        self._admission, cursor = Admission.admit(
-            block, table, name, self.policy.code, from_first, process_lease(self._leases),
+        self._admission = Admission.admit(
+            cursor, table, name, self.policy.code, from_first, process_lease(self._leases),
             _ADMISSION_S,
         )  # fmt: skip
-        return cursor
+
+    def _let_sleep(self, cursor: Cursor, table: ReaderTable | None) -> None:
+        """See that producers wake it. Who may not write to the table naps instead."""
+        # Another user's, or of another PID namespace: no error, but a slower wait.
+        with contextlib.suppress(PermissionError, NamespaceMismatch):
+            (table or ReaderTable.attach(cursor.block, self._leases)).let_sleep(cursor)
 
     def leave(self) -> None:
         """Give the place among the admitted readers up, if there is one."""
@@ -94,27 +104,47 @@ class Reader:
     @property
     def lag_frames(self) -> int:
         """Frames published that this reader was not given yet."""
-        return self._block.lag(self._cursor)
+        return 0 if self._cursor is None else self._cursor.lag_frames
+
+    @property
+    def n_read(self) -> int:
+        """Frames given to it."""
+        return 0 if self._cursor is None else self._cursor.n_read
+
+    @property
+    def n_lost(self) -> int:
+        """Frames that it will not get any more."""
+        return 0 if self._cursor is None else self._cursor.n_lost
 
     # --- Taking ---
 
-    def take_newest(self, out: npt.NDArray[Any] | None) -> Frame | None:
-        """Copy the newest frame, or the newest parameters; None: nothing is new."""
-        if not self._block.has_news(self._cursor):
-            return None
-        return self._take(False, out)
-
-    def take_next(self, out: npt.NDArray[Any] | None) -> Frame | None:
-        """Copy the next frame in order; None: there is none yet.
+    def copy(self, in_order: bool, out: npt.NDArray[Any] | None, wait_s: float) -> Frame | None:
+        """Copy the next frame, or the newest, or the newest parameters.
 
         A channel of parameters only gives each newest object.
         """
-        if self._block.structured_buffer_capacity == 0:
-            return self.take_newest(out)
-        return self._take(True, out)
+        cursor = self._cursor
+        if cursor is None:
+            return None
+        if out is not None:
+            self._check(out)
+        frame = cursor.read(Frame, in_order, out, wait_s)
+        if frame is not None and self._admission is not None:
+            self._pass(cursor, frame)
+        return frame
 
-    def pin(self, *, in_order: bool) -> PinnedFrame | None:
-        """Pin the next frame, or the newest if it was not given yet; None: there is none.
+    def look(self, in_order: bool, wait_s: float) -> LiveView | None:
+        """Do the same where the frame lies."""
+        cursor = self._cursor
+        if cursor is None:
+            return None
+        frame = cursor.look(LiveView, in_order, wait_s)
+        if frame is not None and self._admission is not None:
+            self._pass(cursor, frame)
+        return frame
+
+    def pin(self, in_order: bool, wait_s: float) -> PinnedFrame | None:
+        """Pin the next frame, or the newest if it was not given yet.
 
         Raises
         ------
@@ -125,64 +155,33 @@ class Reader:
         LayoutError
             The channel has no frames, only parameters.
         """
-        admission = self._admission
-        if admission is None:
+        admission, cursor = self._admission, self._cursor
+        if admission is None or cursor is None:
             raise AdmissionRefused(
                 f"this reader of channel {self.channel!r} may not pin: it was not admitted.\n"
                 "  Give it a name or a policy: attach(..., reader='viewer')."
             )
-        if self._block.structured_buffer_capacity == 0:
+        if cursor.block.structured_buffer_capacity == 0:
             raise LayoutError(
                 f"channel {self.channel!r} has parameters only: there is no frame to pin.\n"
                 "  Use read(), which copies them."
             )
-        if not in_order and not self._block.has_news(self._cursor):
-            return None
-        found = admission.pin(self._cursor, in_order)
-        if found[0] != 0:
-            return None
-        pin = found[-1]
-        try:
-            frame: PinnedFrame = self._fill(PinnedFrame, found[:-1], None)
-            frame._release = lambda: admission.unpin(pin)
-        except BaseException:  # closed meanwhile, or Ctrl-C
-            admission.unpin(pin)
-            raise
+        frame = admission.pin(cursor, PinnedFrame, in_order, wait_s)
+        if frame is not None:
+            try:
+                self._pass(cursor, frame)
+            except BaseException:  # closed meanwhile, or Ctrl-C
+                frame.release()
+                raise
         return frame
 
-    def _take(self, in_order: bool, out: npt.NDArray[Any] | None) -> Frame | None:
-        layout = self._layout
-        data = np.empty(layout.shape, layout.dtype) if out is None else self._checked(out)
-        found = self._block.read(self._cursor, in_order, data)
-        return self._fill(Frame, found, data) if found[0] == 0 else None
-
-    def _fill(self, kind: type[Any], found: tuple[Any, ...], data: Any) -> Any:
-        """Make a frame of what was found, and count it."""
-        (
-            _, version, frame_id, stamp, size, slot, _, flex_version, encoding, packed,
-            n_lost, is_new, is_new_flex,
-        ) = found  # fmt: skip
-        layout = self._layout
-        if size is None:
-            data = np.empty(0, layout.dtype)
-        elif data is None:
-            data = slot_view(self._block, layout, slot, size)
-        elif size != layout.frame_bytes and layout.shape:
-            data = data[: layout.shape_of(size)[0]]
-        frame = kind(data, frame_id, stamp, version, flex_version, encoding, packed)
-        frame.n_lost = n_lost
-        frame.has_new_data = is_new
-        frame.has_new_flex = is_new_flex
-        frame.is_restart, self._is_restart = self._is_restart, False
-        self.n_lost += n_lost
-        self.n_read += is_new or size is None  # new parameters are no new frame
+    def _pass(self, cursor: Cursor, frame: Frame) -> None:
+        """Tell producers how far it is."""
         admission = self._admission  # which a close in another thread takes away
         if admission is not None:
-            lag = self._block.lag(self._cursor) + n_lost
-            admission.pass_(self._cursor, self.n_read, self.n_lost, lag)
-        return frame
+            admission.pass_(cursor, cursor.lag_frames + frame.n_lost)
 
-    def _checked(self, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _check(self, out: npt.NDArray[Any]) -> None:
         layout = self._layout
         if out.dtype != layout.dtype or out.shape != layout.shape or not out.flags.c_contiguous:
             raise LayoutError(
@@ -190,7 +189,6 @@ class Reader:
                 f"{layout.dtype} {layout.shape}.\n"
                 f"  Use numpy.empty({layout.shape}, {str(layout.dtype)!r}), C-contiguous."
             )
-        return out
 
 
 class ReaderState(NamedTuple):

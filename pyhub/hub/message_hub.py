@@ -14,7 +14,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import numpy.typing as npt
 
-from pyhub.datablock import DataBlockConsumer, DataBlockProducer, Policy
+from pyhub.datablock import DataBlockConsumer, DataBlockProducer, Policy, Wait
 from pyhub.errors import BrokerRefused, BrokerUnreachable, PyhubError, SegmentNotFound
 from pyhub.hub import protocol
 from pyhub.hub.connection import Connection
@@ -196,13 +196,14 @@ class MessageHub:
         *,
         policy: Policy | str | None = None,
         reader: str | None = None,
+        wait: Wait | str = "notification",
         timeout_s: float | None = 5.0,
     ) -> DataBlockConsumer:
         """Return a consumer of the channel `name`, waiting for its producer.
 
         It finds channels of this host, also those of producers without a hub
-        (a C program, say). `policy` and `reader` as for
-        `DataBlockConsumer.attach`.
+        (a C program, say). `policy`, `reader` and `wait` as for
+        `DataBlockConsumer.attach`; by default it listens to notifications.
 
         Raises
         ------
@@ -212,12 +213,15 @@ class MessageHub:
         AdmissionRefused
             The channel does not admit that reader.
         """
-        endpoint = self._connection.ask(protocol.LookUp(check_name(name)), protocol.Found).endpoint
-        listener = NotificationListener(self._connection.context, endpoint, name)
+        wait = Wait.of(wait)
+        listener = None if wait.is_native else self._listen(check_name(name))
         try:
-            consumer = DataBlockConsumer(name, policy=policy, reader=reader, waiter=listener)
+            consumer = DataBlockConsumer(
+                name, policy=policy, reader=reader, wait=wait, listener=listener
+            )
         except BaseException:
-            listener.close()
+            if listener is not None:
+                listener.close()
             raise
         self._adopt_consumer(consumer, listener)
         try:
@@ -287,10 +291,17 @@ class MessageHub:
         self._producers.add(producer)
         return producer
 
-    def _adopt_consumer(self, consumer: DataBlockConsumer, listener: NotificationListener) -> None:
+    def _listen(self, name: str) -> NotificationListener:
+        endpoint = self._connection.ask(protocol.LookUp(name), protocol.Found).endpoint
+        return NotificationListener(self._connection.context, endpoint, name)
+
+    def _adopt_consumer(
+        self, consumer: DataBlockConsumer, listener: NotificationListener | None
+    ) -> None:
         connection, holdings, name = self._connection, self._holdings, consumer.name
         reader = next(self._reader_numbers)
-        holdings.sockets.add(listener)
+        if listener is not None:
+            holdings.sockets.add(listener)
         end = weakref.finalize(consumer, _end_reading, connection, holdings, reader, listener)
 
         def tell_attached(segment_id: str) -> None:
@@ -335,11 +346,15 @@ def _forget_channel(connection: Connection, holdings: _Holdings, channel: Channe
 
 
 def _end_reading(
-    connection: Connection, holdings: _Holdings, reader: int, listener: NotificationListener
+    connection: Connection,
+    holdings: _Holdings,
+    reader: int,
+    listener: NotificationListener | None,
 ) -> None:
-    listener.close()
-    if listener.is_closed:  # not yet, if a signal handler interrupted its wait
-        holdings.sockets.discard(listener)
+    if listener is not None:
+        listener.close()
+        if listener.is_closed:  # not yet, if a signal handler interrupted its wait
+            holdings.sockets.discard(listener)
     _forget_reader(connection, holdings, reader)
 
 

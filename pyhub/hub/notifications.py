@@ -7,7 +7,6 @@ one finds out from the header (docs/decisions/0008).
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import threading
@@ -18,11 +17,14 @@ import zmq
 
 from pyhub._datablock import DataBlock
 from pyhub.datablock import Notification
-from pyhub.datablock.waiting import WordWaiter
+from pyhub.datablock.waiting import watch_word
 from pyhub.errors import ForkedHandle
 from pyhub.hub.protocol import decode_notification, encode_notification
 
 __all__ = ["NotificationListener", "NotificationPublisher", "NotificationSocket"]
+
+# A coroutine that watches the commit word looks this often.
+_ASYNC_NAP_S = 0.001
 
 Context = zmq.Context[zmq.Socket[bytes]]
 
@@ -126,7 +128,6 @@ class NotificationListener:
         # A further producer, without a hub, publishes without a word: then the
         # commit word is watched for as long as this segment lasts.
         self._silent: DataBlock | None = None
-        self._word = WordWaiter()
         self._descriptor = -1
 
     def wait(self, block: DataBlock, seen: int, timeout_s: float) -> None:
@@ -138,7 +139,7 @@ class NotificationListener:
                 if timeout_s > 0 and not self._socket.poll(int(timeout_s * 1000) + 1):
                     self._note_silence(block, seen)
                 return
-        self._word.wait(block, seen, timeout_s)
+        block.wait(seen, timeout_s)
 
     async def wait_async(self, block: DataBlock, seen: int, timeout_s: float) -> None:
         """Do the same without holding up the event loop."""
@@ -150,8 +151,10 @@ class NotificationListener:
                 self._descriptor = os.dup(self._socket.fileno())
             descriptor = self._descriptor
         if not self._hears(block):
-            await self._word.wait_async(block, seen, timeout_s)
+            await watch_word(block, seen, timeout_s, _ASYNC_NAP_S)
             return
+        import asyncio  # whoever calls this has it already
+
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
         loop.add_reader(descriptor, woken.set)

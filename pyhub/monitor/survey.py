@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyhub._datablock import DataBlock
-from pyhub.codec import decode
+from pyhub._reading import newest
+from pyhub.datablock.frame import Frame
 from pyhub.datablock.header import Header, read_header
 from pyhub.datablock.reader import ReaderState, admitted_readers
 from pyhub.errors import PyhubError
@@ -95,11 +96,10 @@ def _state_of(name: str, block: DataBlock, before: _Before) -> ChannelState:
         state = "dead" if block.segment.is_left(lease_path()) else "live"
     flex, timestamp_ns = None, None
     try:
-        found = block.read(None, False, None)
-        if found[0] == 0:
-            timestamp_ns = found[3]
-            if found[9] is not None:
-                flex = decode(found[9], found[8])
+        found = newest(block, Frame, with_data=False)
+        if found is not None:
+            timestamp_ns = found.timestamp_ns
+            flex = found.flex if found.packed is not None else None
     except PyhubError as error:
         problem = str(error)
     return ChannelState(

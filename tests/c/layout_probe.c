@@ -84,6 +84,8 @@ int main(void)
     FIELD(phb_readers_control, reserved1);
     FIELD(phb_readers_control, released);
     FIELD(phb_readers_control, reserved2);
+    FIELD(phb_readers_control, awaited);
+    FIELD(phb_readers_control, reserved3);
 
     STRUCT(phb_reader_place);
     FIELD(phb_reader_place, lease);
@@ -159,7 +161,7 @@ int main(void)
     FIELD(phb_slot, n_dropped);
     FIELD(phb_slot, flex_version);
     FIELD(phb_slot, flex_index);
-    FIELD(phb_slot, reserved0);
+    FIELD(phb_slot, published_at);
 
     STRUCT(phb_flex_entry);
     FIELD(phb_flex_entry, seq);
@@ -167,7 +169,9 @@ int main(void)
     FIELD(phb_flex_entry, encoding);
     FIELD(phb_flex_entry, next_free);
     FIELD(phb_flex_entry, n_uses);
-    FIELD(phb_flex_entry, reserved);
+    FIELD(phb_flex_entry, reserved0);
+    FIELD(phb_flex_entry, published_at);
+    FIELD(phb_flex_entry, reserved1);
 
     /* Where things lie in one DataBlock: 3 slots, odd capacities. */
     phb_datablock_constants c;

@@ -48,7 +48,7 @@ typedef struct ring_model {
 
 /* What ring_check has met, so that a test can claim that it met it. */
 typedef struct ring_met {
-    uint64_t n_read, n_empty, n_busy, n_overrun, n_carried_over;
+    uint64_t n_read, n_empty, n_busy, n_overrun, n_carried_over, n_followed;
 } ring_met;
 
 static inline unsigned char ring_byte(uint64_t seed, uint64_t i)
@@ -185,6 +185,56 @@ static inline void ring_check_parameters(const ring_model *model, const phb_fram
     }
 }
 
+static inline void ring_check_found(const ring_model *model, const phb_datablock *reader,
+                                    uint64_t version, const phb_frame *frame,
+                                    const unsigned char *data, const unsigned char *flex)
+{
+    const ring_frame *expected = &model->frames[version];
+    CHECK(frame->has_data && frame->version == model->start + version);
+    CHECK(frame->frame_id == expected->frame_id);
+    CHECK(frame->timestamp_ns == expected->timestamp_ns);
+    CHECK(frame->size == expected->size);
+    CHECK(ring_matches(data, expected->seed, expected->size));
+    CHECK(phb_datablock_is_valid(reader, frame));
+    ring_check_parameters(model, frame, expected->flex_version, flex);
+}
+
+/* The short way to the frame `version`, from the one before it: to what was
+ * published and is not going to change, or nowhere. */
+static inline void ring_check_follower(const ring_model *model, const phb_datablock *reader,
+                                       uint64_t version, uint64_t slot, int is_there,
+                                       ring_met *met)
+{
+    unsigned char data[RING_DATA_BYTES], flex[RING_FLEX_BYTES];
+    phb_frame frame;
+    phb_cursor cursor;
+    const int is_newest = version == model->version;
+    for (int in_order = 0; in_order < 2; in_order++) {
+        memset(&cursor, 0, sizeof cursor);
+        cursor.position = cursor.newest = model->start + version - 1;
+        cursor.slot = (slot + model->n_slots - 1) % model->n_slots;
+        const int brought_it = is_newest && (model->zones & PHB_ZONE_STRUCTURED);
+        int status =
+            phb_datablock_read_following(reader, &cursor, in_order, data, flex, &frame);
+        /* Not while new parameters are being given to it. */
+        CHECK(status == PHB_EMPTY || (status == PHB_OK && is_there && brought_it));
+        if (status == PHB_OK) {
+            ring_check_found(model, reader, version, &frame, data, flex);
+            met->n_followed++;
+        }
+        if (!is_newest && version <= model->version) { /* it was seen that others came after */
+            cursor.newest = model->start + model->version;
+            cursor.commit = model->start + model->commit;
+            status = phb_datablock_read_following(reader, &cursor, in_order, data, flex, &frame);
+            CHECK(status == (is_there && in_order ? PHB_OK : PHB_EMPTY));
+            if (status == PHB_OK) {
+                ring_check_found(model, reader, version, &frame, data, flex);
+                met->n_followed++;
+            }
+        }
+    }
+}
+
 static inline void ring_check_frame(const ring_model *model, const phb_datablock *reader,
                                     const uint64_t *which, ring_met *met)
 {
@@ -209,13 +259,7 @@ static inline void ring_check_frame(const ring_model *model, const phb_datablock
     met->n_overrun += status == PHB_OVERRUN;
     if (status == PHB_OK) {
         const ring_frame *expected = &model->frames[version];
-        CHECK(frame.has_data && frame.version == model->start + version);
-        CHECK(frame.frame_id == expected->frame_id);
-        CHECK(frame.timestamp_ns == expected->timestamp_ns);
-        CHECK(frame.size == expected->size);
-        CHECK(ring_matches(data, expected->seed, expected->size));
-        CHECK(phb_datablock_is_valid(reader, &frame));
-        ring_check_parameters(model, &frame, expected->flex_version, flex);
+        ring_check_found(model, reader, version, &frame, data, flex);
         met->n_read++;
         met->n_carried_over += expected->flex_version > 0 && version > 1 &&
                                model->frames[version - 1].flex_version == expected->flex_version;
@@ -270,11 +314,20 @@ static inline void ring_check_frames(const ring_model *model, const phb_databloc
                                      ring_met *met)
 {
     const uint64_t behind = model->n_slots + 2;
+    phb_snapshot now;
+    phb_datablock_snapshot(reader, &now);
     ring_check_snapshot(model, reader);
     ring_check_frame(model, reader, NULL, met);
     for (uint64_t version = model->version > behind ? model->version - behind : 0;
          version <= model->version + 2; version++) {
+        const uint64_t slot = now.newest_slot + version + 8 * model->n_slots - model->version;
         ring_check_frame(model, reader, &version, met);
+        if (version > 0) {
+            ring_check_follower(model, reader, version, slot % model->n_slots,
+                                version <= model->version &&
+                                    ring_expected(model, version) == PHB_OK,
+                                met);
+        }
     }
     const uint64_t far_ahead = model->version + INT64_MAX;
     ring_check_frame(model, reader, &far_ahead, met);
@@ -292,10 +345,10 @@ static inline void ring_check(const ring_model *model, const phb_datablock *read
 
 static inline void ring_print(const ring_met *met)
 {
-    printf("read %llu\nempty %llu\nbusy %llu\noverrun %llu\ncarried_over %llu\n",
+    printf("read %llu\nempty %llu\nbusy %llu\noverrun %llu\ncarried_over %llu\nfollowed %llu\n",
            (unsigned long long)met->n_read, (unsigned long long)met->n_empty,
            (unsigned long long)met->n_busy, (unsigned long long)met->n_overrun,
-           (unsigned long long)met->n_carried_over);
+           (unsigned long long)met->n_carried_over, (unsigned long long)met->n_followed);
 }
 
 #endif

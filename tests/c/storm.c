@@ -98,6 +98,7 @@ static void read_plainly(void)
     phb_segment segment;
     phb_snapshot now;
     marked_reader reader;
+    const phb_patience naps = {0, NULL};
     block_attach(&db, &segment, &files, 0);
     phb_datablock_snapshot(&db, &now);
     memset(&reader, 0, sizeof reader);
@@ -109,7 +110,7 @@ static void read_plainly(void)
         marked_read_all(&db, &reader);
         add(&self->n_done, reader.n_read - n_before);
         add(&self->n_lost, reader.n_lost - n_lost);
-        phb_wait_change(&db.control->commit, commit, phb_monotonic_ns() + 5000000);
+        phb_wait_change(&db.control->commit, commit, phb_monotonic_ns() + 5000000, &naps);
         if (random_below(&random_state, 16) == 0) {
             nap(3000000); /* long enough to be lapped */
         }
@@ -145,6 +146,7 @@ static void read_admitted(const phb_datablock *db, phb_readers *table, uint64_t 
     marked_reader counts;
     holding held[MAX_HELD];
     uint64_t n_held = 0;
+    const phb_patience sleeps = {0, &table->control->awaited};
     int status;
     memset(&counts, 0, sizeof counts);
     snprintf(name, sizeof name, "reader %d", (int)(self - board));
@@ -170,7 +172,7 @@ static void read_admitted(const phb_datablock *db, phb_readers *table, uint64_t 
                      ? phb_datablock_pin_next(db, &reader, &before, flex, &frame, &pin)
                      : phb_datablock_read_next(db, &before, data, flex, &frame);
         if (status == PHB_EMPTY) {
-            phb_wait_change(&db->control->commit, commit, phb_monotonic_ns() + 1000000);
+            phb_wait_change(&db->control->commit, commit, phb_monotonic_ns() + 1000000, &sleeps);
         }
         if (status == PHB_OK) {
             if (is_pinning) {

@@ -92,6 +92,7 @@ static inline void block_start_at(phb_datablock *db, uint64_t start)
         phb_store64(&db->slots[i].seq, 2 * (start + 1 + i - n_slots) - 1);
     }
     phb_store64(&db->known_commit, start - 1); /* as in phb_datablock_bind */
+    phb_store64(&db->readers.control->awaited, start - 1); /* as in phb_readers_create */
 }
 
 static inline void block_attach(phb_datablock *db, phb_segment *segment,

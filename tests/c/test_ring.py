@@ -23,7 +23,10 @@ def test_ring_holds_what_the_model_holds(
     enough = N_RINGS * N_STEPS // 4
     assert met["deaths"] > enough // 4
     assert min(met["frames"], met["objects"]) > enough
-    assert min(met["read"], met["empty"], met["overrun"], met["carried_over"]) > enough
+    assert (
+        min(met["read"], met["empty"], met["overrun"], met["carried_over"], met["followed"])
+        > enough
+    )
     # Only where the newest frame and the next one share the slot.
     assert (met["busy"] > 0) == (n_slots == 1)
 
@@ -89,6 +92,8 @@ FORMER = "        phb_datablock_retire(db, former);\n"
 FREE_LIST = "    phb_store32(&db->control->flex_free, free_);\n"
 PARAMETERS = "phb_store32(&db->slots[newest].flex_index, (uint32_t)now.flex_index);"
 NEWEST = "if (behind > 0) { /* the newest"
+PUBLISHED = "if (!is_passed && phb_load32(&slot->published_at) != (uint32_t)out->commit) {"
+PUBLISHED_FLEX = "if ((int64_t)(frame->commit - phb_load64(&entry->published_at)) < 0) {"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +102,8 @@ NEWEST = "if (behind > 0) { /* the newest"
         pytest.param("ring_model.c", USES, "        if (n_uses < 2) {\n", id="reused-early"),
         pytest.param("ring_model.c", FORMER, "", id="leaked-entry"),
         pytest.param("kill_step.c", REPAIR, "", id="no-repair"),
+        pytest.param("kill_step.c", PUBLISHED, "if (0) {", id="frame-not-committed"),
+        pytest.param("kill_step.c", PUBLISHED_FLEX, "if (0) {", id="parameters-not-committed"),
         pytest.param("kill_step.c", FREE_LIST, "", id="entries-not-counted-anew"),
         pytest.param("kill_step.c", PARAMETERS, "", id="newest-not-restored"),
         pytest.param("kill_step.c", NEWEST, "if (1) { /* the newest", id="uncommitted"),

@@ -398,11 +398,10 @@ def test_any_order_of_pins_and_puts_leaves_frames_whole_and_counts_exact(seed: i
 
 def first_slot(view: DataBlockConsumer) -> int:
     """Where slot 0 lies in the mapping of `view`."""
-    from pyhub.datablock.view import slot_view
 
     block = view._attachment.block
     assert block is not None
-    return address(slot_view(block, view._attachment.layout, 0))
+    return address(block.slot_view(0))
 
 
 def test_other_readers_lose_nothing_by_a_pin(
@@ -777,13 +776,13 @@ def test_a_close_right_after_a_pin_was_set_leaves_none(
 ) -> None:
     """As another thread may: between the pin and its frame."""
     publish(cam, 1)
-    fill = Reader._fill
+    pass_ = Reader._pass
 
     def close_first(self: Reader, *arguments: Any) -> Any:
         view.close()
-        return fill(self, *arguments)
+        return pass_(self, *arguments)
 
-    monkeypatch.setattr(Reader, "_fill", close_first)
+    monkeypatch.setattr(Reader, "_pass", close_first)
     with contextlib.suppress(ChannelClosed):
         view.pin(0).release()
     gc.collect()
@@ -796,17 +795,18 @@ def test_a_close_while_a_frame_is_counted_is_told_as_one(
 ) -> None:
     """As another thread may: between two lines of the reader."""
     publish(cam, 1)
-    block = view._reader._block
+    admission = view._reader._admission
+    assert admission is not None
 
     class Closing:
         def __getattr__(self, name: str) -> Any:
-            return getattr(block, name)
+            return getattr(admission, name)
 
-        def lag(self, cursor: Any) -> int:
+        def pass_(self, *arguments: Any) -> None:
             view.close()
-            return block.lag(cursor)
+            admission.pass_(*arguments)
 
-    view._reader._block = Closing()  # type: ignore[assignment]
+    view._reader._admission = Closing()  # type: ignore[assignment]
     with pytest.raises(ChannelClosed, match="this reader of channel 'cam' was closed"):
         getattr(view, call)(0)
     gc.collect()

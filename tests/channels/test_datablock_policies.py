@@ -612,23 +612,18 @@ def test_a_notice_names_its_own_frame_also_when_the_next_one_is_dropped_at_once(
     """As seen by a notifying producer that another one overtakes right after its publish."""
     notices: list[Any] = []
     with DataBlockProducer.attach("cam", notify=notices.append) as other:
-        block = other._block
+        tell = other._tell
 
-        class Overtaken:
-            def __getattr__(self, name: str) -> Any:
-                return getattr(block, name)
-
-            def end(self, *arguments: Any) -> Any:
-                ended = block.end(*arguments)
-                assert not publish(cam, 4)
-                return ended
+        def overtaken(*facts: int) -> None:
+            assert not publish(cam, 4)
+            tell(*facts)
 
         with attach("drop_newest"):
             for n in range(3):
                 publish(cam, n)
-            other._block = Overtaken()  # type: ignore[assignment]
+            notices.clear()
+            other._tell = overtaken  # type: ignore[method-assign]
             assert publish(other, 3)
-            other._block = block
     assert [notice.frame_id for notice in notices] == [3]
 
 

@@ -501,7 +501,7 @@ from pyhub.names import reader_tables
 [path] = reader_tables()
 with open(path, "r+b") as file:
     table = mmap.mmap(file.fileno(), 0)
-control = struct.unpack_from("<Q", table, 280)[0] - 320  # before the places: readers.h
+control = struct.unpack_from("<Q", table, 280)[0] - 384  # before the places: readers.h
 lock = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(table, control)))
 libc = ctypes.CDLL(None)
 assert libc.pthread_mutex_lock(lock) == 0
