@@ -215,6 +215,41 @@ def put_and_next() -> Iterator[Call]:
 
 
 @contextmanager
+def put_and_follow() -> Iterator[Call]:
+    """Put 64 bytes, take the next frame where it lies, ask whether it is valid."""
+    with _channel(SMALL) as (producer, consumer):
+
+        def hand_over() -> None:
+            producer.put(SMALL)
+            assert consumer.look(0).is_valid()
+
+        yield hand_over
+        _check_published(producer, SMALL)
+        assert consumer.n_read == _ALL + 1
+        assert consumer.n_lost == 0
+
+
+@contextmanager
+def put_and_pin() -> Iterator[Call]:
+    """Put 64 bytes for a reader that blocks, which pins the frame and lets it go."""
+    with (
+        pyhub.DataBlockProducer.create("ops", dtype="u1", shape=SMALL.shape, slots=4) as producer,
+        pyhub.DataBlockConsumer.attach("ops", policy="block", timeout_s=5) as consumer,
+    ):
+        producer.put(SMALL)
+        consumer.pin(0).release()
+
+        def hand_over() -> None:
+            assert producer.put(SMALL)
+            with consumer.pin(0):
+                pass
+
+        yield hand_over
+        _check_published(producer, SMALL)
+        assert consumer.n_read == _ALL + 1
+
+
+@contextmanager
 def put_and_look() -> Iterator[Call]:
     """Put 64 bytes, open a view of the newest frame, ask whether it is valid."""
     with _channel(SMALL) as (producer, consumer):
@@ -361,6 +396,8 @@ OPERATIONS: dict[str, Callable[[], AbstractContextManager[Call]]] = {
         put_and_read_into,
         put_and_read_64k_into,
         put_and_next,
+        put_and_follow,
+        put_and_pin,
         put_and_look,
         look_again,
         read_in_vain,

@@ -79,6 +79,7 @@ cdef extern from "pyhub/segment.h" nogil:
         int writable
         phb_segment_live *live
     void phb_segment_detach(phb_segment *)
+    int phb_segment_prefault(const phb_segment *, uint64_t at, uint64_t size)
     int phb_segment_is_named(const phb_segment *, const char *path)
     int phb_segment_remove_dead(const char *path, const char *leases)
     int phb_segment_is_dead(int fd, const char *leases, phb_segment_header *)

@@ -6,6 +6,7 @@ Module order: errors <- _core <- one module a channel kind.
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport (
     EACCES,
     EFBIG,
@@ -49,6 +50,7 @@ from pyhub._abi cimport (
     phb_segment_is_dead,
     phb_segment_is_left,
     phb_segment_is_named,
+    phb_segment_prefault,
     phb_segment_remove_dead,
 )
 
@@ -119,6 +121,19 @@ cdef class Segment:
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         PyBuffer_FillInfo(buffer, self, self.c.base, self.c.size, not self.c.writable, flags)
+
+    def prefault(self):
+        """Have all its pages mapped now, and not when they are first touched."""
+        cdef uint64_t at = 0, size, piece = 64 << 20  # a second for some GiB
+        cdef int status
+        while at < self.c.size:
+            size = min(self.c.size - at, piece)
+            with nogil:
+                status = phb_segment_prefault(&self.c, at, size)
+            if status != PHB_OK:
+                raise error_for(status, errno, self.name, self.path)
+            PyErr_CheckSignals()
+            at += size
 
     def is_named(self):
         """Whether the segment's name still leads to it; a restart gives it to another."""

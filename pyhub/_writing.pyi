@@ -37,7 +37,7 @@ class Writer:
         timestamp_ns: int,
         encoding: int,
         timeout_s: float | None,
-    ) -> bool: ...
+    ) -> bool | None: ...
 
 @final
 class Publication:

@@ -2,7 +2,7 @@
 """What a producer does to its block: include/pyhub/datablock_write.h, called from Python."""
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_ND, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -155,7 +155,6 @@ cdef class Writer:
         """Copy the contiguous buffer `array` into the next slot; False if there is none."""
         cdef DataBlock block = self._block
         cdef Py_buffer data
-        cdef void *slot
         block._use()
         PyObject_GetBuffer(array, &data, PyBUF_SIMPLE)
         try:
@@ -165,19 +164,24 @@ cdef class Writer:
                     f"for {block.db.constants.structured_buffer_capacity}.\n"
                     "  Create the channel with the largest shape that will come."
                 )
-            if not self._claim():
-                return False
-            slot = phb_datablock_data(&block.db)
-            if slot == NULL:
-                raise self._misuse()
-            if <uint64_t>data.len >= NOGIL_BYTES:
-                with nogil:
-                    phb_copy_to_shared(slot, data.buf, data.len)
-            else:
-                phb_copy_to_shared(slot, data.buf, data.len)
-            return True
+            return self._copy_bytes(&data)
         finally:
             PyBuffer_Release(&data)
+
+    cdef bint _copy_bytes(self, const Py_buffer *data) except -1:
+        cdef DataBlock block = self._block
+        cdef void *slot
+        if not self._claim():
+            return False
+        slot = phb_datablock_data(&block.db)
+        if slot == NULL:
+            raise self._misuse()
+        if <uint64_t>data.len >= NOGIL_BYTES:
+            with nogil:
+                phb_copy_to_shared(slot, data.buf, data.len)
+        else:
+            phb_copy_to_shared(slot, data.buf, data.len)
+        return True
 
     cdef uint64_t _copy_flex(self, bytes packed) except? 0:
         """Copy `packed` into the free flex entry; its bytes."""
@@ -254,25 +258,53 @@ cdef class Writer:
         return bool(self._end(zones, size, flex_size, encoding, frame_id, timestamp_ns))
 
     def _put(self, array, bytes packed, frame_id, uint64_t timestamp_ns, int encoding, timeout_s):
-        """Publish `array` (contiguous, checked, or None) and `packed`; False: dropped."""
+        """Publish `array` (or None) and `packed`; False: dropped.
+
+        None: this way is for whole frames in C order only; nothing was done.
+        """
+        cdef DataBlock block = self._block
         cdef uint32_t zones = 0
-        cdef uint64_t flex_size = 0, size = 0
-        self._begin(timeout_s)
+        cdef uint64_t flex_size = 0
+        cdef Py_buffer data
+        cdef bint has_data = array is not None
+        if has_data:
+            if array.dtype is not block.dtype_ and array.dtype != block.dtype_:
+                return None
+            try:
+                PyObject_GetBuffer(array, &data, PyBUF_ND)
+            except (ValueError, BufferError):  # not in C order
+                return None
         try:
-            if packed is not None:
-                flex_size = self._copy_flex(packed)
-                zones |= PHB_ZONE_FLEX
-            if array is not None:
-                self._copy_data(array)
-                size = array.nbytes
-                zones |= PHB_ZONE_STRUCTURED
-            if zones == 0:
-                self._block.abort()
-                return True
-            return bool(self._end(zones, size, flex_size, encoding, frame_id, timestamp_ns))
-        except BaseException:
-            self._block.abort()
-            raise
+            if has_data and not self._is_whole(&data):
+                return None
+            self._begin(timeout_s)
+            try:
+                if packed is not None:
+                    flex_size = self._copy_flex(packed)
+                    zones |= PHB_ZONE_FLEX
+                if has_data:
+                    self._copy_bytes(&data)
+                    zones |= PHB_ZONE_STRUCTURED
+                if zones == 0:
+                    block.abort()
+                    return True
+                return bool(self._end(zones, block.db.constants.structured_buffer_capacity,
+                                      flex_size, encoding, frame_id, timestamp_ns))
+            except BaseException:
+                block.abort()
+                raise
+        finally:
+            if has_data:
+                PyBuffer_Release(&data)
+
+    cdef bint _is_whole(self, Py_buffer *data) noexcept:
+        cdef uint32_t i
+        if <uint32_t>data.ndim != self._block.db.constants.ndim:
+            return False
+        for i in range(<uint32_t>data.ndim):
+            if <uint64_t>data.shape[i] != self._block.db.constants.shape[i]:
+                return False
+        return True
 
     cdef object _misuse(self):
         return error_for(PHB_MISUSE, 0, self._block.segment.name, self._block.segment.path)

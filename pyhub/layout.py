@@ -11,13 +11,15 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pyhub.errors import CapacityError, LayoutError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["FrameLayout", "dtype_to_text", "text_to_dtype"]
 
@@ -53,6 +55,7 @@ def dtype_to_text(dtype: np.dtype[Any]) -> str:
     return text
 
 
+@lru_cache(64)
 def text_to_dtype(text: str) -> np.dtype[Any]:
     """Read a dtype from a header's text.
 
@@ -64,7 +67,6 @@ def text_to_dtype(text: str) -> np.dtype[Any]:
     try:
         descr = json.loads(text) if text.startswith("[") else text
         dtype = np.lib.format.descr_to_dtype(_with_tuples(descr))
-    # SyntaxError: numpy parses texts with commas as Python.
     except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError) as error:
         raise LayoutError(f"the header's dtype {text!r} is none of numpy's.") from error
     _check_dtype(dtype)
@@ -176,6 +178,8 @@ def _check_dtype(dtype: np.dtype[Any]) -> None:
 
 def _with_tuples(descr: Any) -> Any:
     """Undo what JSON did to a description: fields and shapes are tuples."""
+    if isinstance(descr, str) and not set(descr).isdisjoint(",() "):
+        raise ValueError("numpy reads this as several fields, and some of it as Python")
     if not isinstance(descr, list):
         return descr
     fields = []

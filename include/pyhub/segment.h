@@ -185,6 +185,32 @@ static inline void phb_segment_detach(phb_segment *segment)
     }
 }
 
+/* Linux's numbers, from 5.14 on; older headers do not have them. */
+#define PHB_MADV_POPULATE_READ 22
+#define PHB_MADV_POPULATE_WRITE 23
+
+/* Map the pages of `size` bytes from `at` on, a multiple of the page size, now,
+ * so that whoever touches them first does not have to wait for the kernel. What
+ * they hold does not change, whoever writes there meanwhile. */
+static inline int phb_segment_prefault(const phb_segment *segment, uint64_t at, uint64_t size)
+{
+    const int how = segment->writable ? PHB_MADV_POPULATE_WRITE : PHB_MADV_POPULATE_READ;
+    if (madvise(segment->base + at, size, how) == 0) {
+        return PHB_OK;
+    }
+    if (errno != EINVAL) {
+        return PHB_SYSTEM;
+    }
+    for (uint64_t i = at; i < at + size; i += 4096) { /* an older kernel */
+        if (segment->writable) {
+            __atomic_fetch_or(segment->base + i, 0, __ATOMIC_RELAXED);
+        } else {
+            (void)*(volatile unsigned char *)(segment->base + i);
+        }
+    }
+    return PHB_OK;
+}
+
 static inline int phb_segment_map(phb_segment *segment, int fd, int protection)
 {
     void *base = mmap(NULL, segment->size, protection, MAP_SHARED, fd, 0);

@@ -34,8 +34,9 @@ class Attachment:
         The lock file that tells which of its processes live.
     """
 
-    def __init__(self, name: str, owner_uid: int | None = None) -> None:
+    def __init__(self, name: str, owner_uid: int | None = None, *, prefault: bool = False) -> None:
         self.name = name
+        self._prefault = prefault
         self.block: DataBlock | None = None
         self.layout = FrameLayout(np.dtype(np.uint8), (0,))
         self.n_restarts = 0
@@ -63,6 +64,8 @@ class Attachment:
         if former is None and self._was_left(block):
             return False
         layout = block_layout(block)
+        if self._prefault:
+            block.segment.prefault()
         try:
             begin(block, layout)
         except FileNotFoundError:  # its table of readers

@@ -6,10 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from pyhub._core import lease_is_alive
 from pyhub._datablock import DataBlock
@@ -31,6 +30,9 @@ from pyhub.errors import (
 )
 from pyhub.layout import FrameLayout
 from pyhub.process import process_state
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["DataBlockConsumer"]
 
@@ -68,6 +70,7 @@ class DataBlockConsumer:
         policy: Policy | str | None = None,
         reader: str | None = None,
         wait: Wait | str | None = None,
+        prefault: bool = False,
         owner_uid: int | None = None,
         listener: Listener | None = None,
     ) -> None:
@@ -78,7 +81,7 @@ class DataBlockConsumer:
         if listener is None and not self._wait.is_native:
             raise no_notifications(self._wait)
         self._listener = listener
-        self._attachment = Attachment(name, owner_uid)
+        self._attachment = Attachment(name, owner_uid, prefault=prefault)
         self._policy = None if policy is None else Policy(policy)
         if reader is None and self._policy is not None and self._policy.needs_admission:
             reader = reader_name()
@@ -102,6 +105,7 @@ class DataBlockConsumer:
         policy: Policy | str | None = None,
         reader: str | None = None,
         wait: Wait | str | None = None,
+        prefault: bool = False,
         owner_uid: int | None = None,
         timeout_s: float | None = 0.0,
     ) -> DataBlockConsumer:
@@ -121,6 +125,8 @@ class DataBlockConsumer:
             made of program and pid.
         wait
             How it waits for frames: see `Wait`. Default: it sleeps, on a futex.
+        prefault
+            Have all pages mapped at once, and not when they are first looked at.
         owner_uid
             User whose channel it is; default: this process's.
         timeout_s
@@ -136,7 +142,9 @@ class DataBlockConsumer:
             The channel has no place for a reader, one of that name already,
             or no patience for that policy.
         """
-        consumer = cls(name, policy=policy, reader=reader, wait=wait, owner_uid=owner_uid)
+        consumer = cls(
+            name, policy=policy, reader=reader, wait=wait, prefault=prefault, owner_uid=owner_uid
+        )
         consumer.wait_for_producer(timeout_s)
         return consumer
 

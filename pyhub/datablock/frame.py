@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pyhub._reading import FrameRecord
 from pyhub.codec import decode
 from pyhub.errors import Overrun
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["Frame", "LiveView"]
 

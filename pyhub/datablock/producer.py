@@ -8,10 +8,9 @@ import os
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pyhub._core import lease_is_alive, process_lease, remove_dead
 from pyhub._datablock import MAX_READERS, MAX_SLOTS, DataBlock
@@ -21,6 +20,9 @@ from pyhub.datablock.publisher import DEFAULT_TIMEOUT_S, Publisher
 from pyhub.errors import CapacityError, LayoutError, SegmentExists
 from pyhub.layout import FrameLayout, dtype_to_text
 from pyhub.names import check_name, lease_path, segment_path
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["DataBlockProducer"]
 
@@ -55,6 +57,7 @@ class DataBlockProducer(Publisher):
         slots: int | None = None,
         readers: int = 64,
         patience_s: float = 1.0,
+        prefault: bool = False,
         notify: Notify | None = None,
     ) -> DataBlockProducer:
         """Create the channel `name` in this machine's shared memory.
@@ -80,6 +83,9 @@ class DataBlockProducer(Publisher):
         patience_s
             How long at most a publish waits for such readers, and how long
             frames are dropped for one that does not move; 0: no reader may ask.
+        prefault
+            Have all pages mapped now. Otherwise the kernel does it page by page in
+            the first lap, which takes that much longer: as long as filling it.
         notify
             Called after each publish, in the publishing thread; the hub's
             client supplies it.
@@ -127,7 +133,10 @@ class DataBlockProducer(Publisher):
                     n_places=readers,
                     patience_ns=int(patience_s * 1e9),
                 )
-                return cls(block, notify)
+                producer = cls(block, notify)
+                if prefault:
+                    block.segment.prefault()
+                return producer
             except SegmentExists as error:
                 _make_way(name, error)
 
@@ -216,30 +225,19 @@ class DataBlockProducer(Publisher):
         ChannelClosed
             This producer, or the channel's owner, closed it.
         """
-        packed = None if flex is None else encode(flex, encoding)
-        array = None
         # All that can fail comes before the slot is opened: what it holds is lost then.
-        if data is not None:
-            array = np.asarray(data)
-            self._layout.size_of(array)
-            if not array.flags.c_contiguous:
-                return self._put_strided(array, packed, frame_id, timestamp_ns, encoding, timeout_s)
-        if frame_id is not None:
-            _check_number(frame_id)
-        return self._put(array, packed, frame_id, timestamp_ns, encoding, timeout_s)
-
-    def _put_strided(
-        self,
-        array: npt.NDArray[Any],
-        packed: bytes | None,
-        frame_id: int | None,
-        timestamp_ns: int,
-        encoding: Encoding,
-        timeout_s: float | None,
-    ) -> bool:
-        """Do `put` for an array that numpy has to walk."""
-        if frame_id is not None:
-            _check_number(frame_id)
+        packed = None if flex is None else encode(flex, encoding)
+        if frame_id is not None and not 0 <= frame_id < 1 << 64:
+            raise LayoutError(
+                f"frame_id={frame_id} is no number of a frame.\n  Count from 0, in 64 bits."
+            )
+        array = None if data is None else np.asarray(data)
+        done = self._put(array, packed, frame_id, timestamp_ns, encoding, timeout_s)
+        if done is not None:
+            return done
+        # Fewer rows, numpy has to walk it, or it does not fit.
+        assert array is not None
+        self._layout.size_of(array)
         with self.publish(timeout_s=timeout_s) as slot:
             slot.frame_id = frame_id
             slot.timestamp_ns = timestamp_ns
@@ -248,13 +246,6 @@ class DataBlockProducer(Publisher):
                 slot.copy_packed(packed)
             slot.copy_from(array)
         return not slot.is_dropped
-
-
-def _check_number(frame_id: int) -> None:
-    if not 0 <= frame_id < 1 << 64:
-        raise LayoutError(
-            f"frame_id={frame_id} is no number of a frame.\n  Count from 0, in 64 bits."
-        )
 
 
 def _layout_of(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from pyhub._core import process_lease
 from pyhub._datablock import ZONE_FLEX, ZONE_STRUCTURED, DataBlock
@@ -18,6 +17,9 @@ from pyhub.datablock.header import Header, read_header
 from pyhub.datablock.notice import Notification, Notify, ZoneUpdateInfo
 from pyhub.errors import ChannelClosed, LayoutError
 from pyhub.names import lease_path
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["DEFAULT_TIMEOUT_S", "Publisher"]
 

@@ -6,9 +6,7 @@ import contextlib
 import itertools
 import os
 import sys
-from typing import Any, NamedTuple
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhub._core import lease_is_alive, process_lease
 from pyhub._datablock import DataBlock
@@ -20,6 +18,9 @@ from pyhub.datablock.policy import Policy
 from pyhub.datablock.waiting import Wait
 from pyhub.errors import AdmissionRefused, LayoutError, NamespaceMismatch
 from pyhub.layout import FrameLayout
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["Reader", "ReaderState", "admitted_readers"]
 

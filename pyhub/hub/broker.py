@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
-import socket
 import time
 from pathlib import Path
 
@@ -42,8 +40,8 @@ class Broker:
     def __init__(self, runtime: RuntimeDirectory, linger_s: float | None = None) -> None:
         self._runtime = runtime
         self._linger_s = linger_s
-        self._host = socket.gethostname()
-        self._registry = Registry(secrets.token_hex(8), runtime.endpoint_of)
+        self._host = os.uname().nodename
+        self._registry = Registry(os.urandom(8).hex(), runtime.endpoint_of)
         self._lease_file = str(lease_path())
         self._now = 0.0  # s that this process ran: see `_go_on`
         self._looked_at = time.monotonic()

@@ -6,8 +6,6 @@ import contextlib
 import logging
 import os
 import queue
-import secrets
-import socket
 import threading
 import time
 from collections import deque
@@ -64,7 +62,7 @@ class Connection:
         self._introduction = introduction
         self._pid = os.getpid()
         # Kept over reconnections: to the broker it is the same program.
-        self._identity = secrets.token_bytes(8)
+        self._identity = os.urandom(8)
         self._epoch = ""
         self._heartbeat_s = 1.0
         self._next_id = 0
@@ -208,7 +206,7 @@ class Connection:
         self._connect(deadline)
         leases = lease_path()
         hello = protocol.Hello(
-            protocol.PROTOCOL, socket.gethostname(), os.getpid(), process_lease(leases), str(leases)
+            protocol.PROTOCOL, os.uname().nodename, os.getpid(), process_lease(leases), str(leases)
         )
         reply = self._request(hello, deadline)
         if reply is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import NamedTuple
@@ -49,7 +48,7 @@ def load_or_create_keys(path: Path) -> KeyPair:
 
 def _create_keys(path: Path) -> None:
     public, secret = zmq.curve_keypair()
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    part = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     # O_EXCL and 0600 from the start: whatever the umask says, nobody else can
     # read it for a moment.
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)

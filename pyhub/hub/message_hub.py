@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-import socket
+import os
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from pyhub.datablock import DataBlockConsumer, DataBlockProducer, Policy, Wait
 from pyhub.errors import BrokerRefused, BrokerUnreachable, PyhubError, SegmentNotFound
@@ -22,6 +20,9 @@ from pyhub.hub.notifications import NotificationListener, NotificationPublisher
 from pyhub.hub.protocol import ChannelInfo
 from pyhub.hub.runtime import BrokerConfig
 from pyhub.names import check_name
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 __all__ = ["MessageHub"]
 
@@ -169,6 +170,7 @@ class MessageHub:
         slots: int | None = None,
         readers: int = 64,
         patience_s: float = 1.0,
+        prefault: bool = False,
     ) -> DataBlockProducer:
         """Create the channel `name` and tell the broker.
 
@@ -186,6 +188,7 @@ class MessageHub:
             slots=slots,
             readers=readers,
             patience_s=patience_s,
+            prefault=prefault,
         )
         return self._adopt_producer(producer)
 
@@ -197,13 +200,14 @@ class MessageHub:
         policy: Policy | str | None = None,
         reader: str | None = None,
         wait: Wait | str = "notification",
+        prefault: bool = False,
         timeout_s: float | None = 5.0,
     ) -> DataBlockConsumer:
         """Return a consumer of the channel `name`, waiting for its producer.
 
         It finds channels of this host, also those of producers without a hub
-        (a C program, say). `policy`, `reader` and `wait` as for
-        `DataBlockConsumer.attach`; by default it listens to notifications.
+        (a C program, say). `policy`, `reader`, `wait` and
+        `prefault` as for `DataBlockConsumer.attach`; by default it listens to notifications.
 
         Raises
         ------
@@ -217,7 +221,12 @@ class MessageHub:
         listener = None if wait.is_native else self._listen(check_name(name))
         try:
             consumer = DataBlockConsumer(
-                name, policy=policy, reader=reader, wait=wait, listener=listener
+                name,
+                policy=policy,
+                reader=reader,
+                wait=wait,
+                prefault=prefault,
+                listener=listener,
             )
         except BaseException:
             if listener is not None:
@@ -267,7 +276,7 @@ class MessageHub:
             shape=header.shape,
             n_slots=header.n_slots,
             segment_id=header.segment_id,
-            host=socket.gethostname(),
+            host=os.uname().nodename,
             pid=header.owner_pid,
         )
         connection, holdings = self._connection, self._holdings

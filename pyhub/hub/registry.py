@@ -6,7 +6,6 @@ it is dropped when they say goodbye, die, or fall silent.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -173,4 +172,6 @@ class Registry:
 
 def endpoint_digest(name: str) -> str:
     """Return a short name for a channel's socket: paths of sockets are short."""
+    import hashlib  # loads OpenSSL, which takes a fifth of all that pyhub loads
+
     return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()

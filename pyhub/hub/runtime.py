@@ -17,7 +17,6 @@ import contextlib
 import fcntl
 import os
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -188,6 +187,8 @@ class RuntimeDirectory:
         return broker
 
     def _start_broker(self, linger_s: float) -> None:
+        import subprocess  # 5 ms, which most programs need not spend: one starts it
+
         # It would end over these in its log; here, the user is told.
         for who in ("broker", "client"):
             load_or_create_keys(self.key_path(who))

@@ -1,7 +1,7 @@
 """Every interleaving of a small ring's processes keeps what the headers promise.
 
-The protocol is modelled in Promela, in three parts (`ring.pml`, `pins.pml`,
-`cursor.pml`), and Spin looks at all states that a part can reach: a few slots,
+The protocol is modelled in Promela, in four parts (`ring.pml`, `pins.pml`,
+`cursor.pml`, `sleep.pml`), and Spin looks at all states that a part can reach: a few slots,
 publications, and deaths. Each part is then broken in one place at a time, by a
 macro, and Spin has to notice. The models speak of the protocol, not of the code:
 who changes a header changes them as well.
@@ -80,6 +80,10 @@ def search(directory: Path, model: str, macros: str) -> str:
         ("cursor", "N_SLOTS=4 MAX_BEGINS=4 MAX_DEATHS=0 MAX_READER_DEATHS=0"),
         ("cursor", "N_SLOTS=2 MAX_BEGINS=3"),
         ("cursor", "N_SLOTS=1 MAX_BEGINS=3 MAX_DEATHS=2"),
+        ("sleep", "MAX_BEGINS=3 N_PRODUCERS=1"),
+        ("sleep", "MAX_BEGINS=4 MAX_DEATHS=2"),
+        ("sleep", "MAX_BEGINS=3 N_PRODUCERS=3"),
+        ("sleep", "MAX_BEGINS=3 N_PRODUCERS=1 N_SLEEPERS=3"),
     ],
 )
 def test_no_interleaving_breaks_the_protocol(tmp_path: Path, model: str, macros: str) -> None:
@@ -131,6 +135,23 @@ def test_no_interleaving_breaks_the_protocol(tmp_path: Path, model: str, macros:
         ("cursor", "SEED_NO_WAKE", "invalid end state"),
         # The producer says that it waits, and does not look once more.
         ("cursor", "SEED_SLEEP_AT_ONCE", "invalid end state"),
+        # A sleeper says what it has seen, also if another has said more.
+        ("sleep", "SEED_PLAIN_STORE", "invalid end state"),
+        # It looks before it says so, and the futex does not compare.
+        ("sleep", "SEED_LOOK_BEFORE", "invalid end state"),
+        # The producer looks at what was said before it commits,
+        ("sleep", "SEED_LOOK_EARLY", "invalid end state"),
+        # ... takes the word back when it has woken them,
+        ("sleep", "SEED_CLEARS", "invalid end state"),
+        # ... compares with the commit that nobody can have seen yet,
+        ("sleep", "SEED_NEW_COMMIT", "invalid end state"),
+        # ... or with the last one alone: who has seen the new one and said so
+        # hides those that sleep on the last.
+        ("sleep", "SEED_EQUAL", "invalid end state"),
+        ("sleep", "SEED_EQUAL N_PRODUCERS=1", "invalid end state"),
+        ("sleep", "SEED_WAKE_ONE", "invalid end state"),
+        # A dead sleeper's word costs a wake with every publish.
+        ("sleep", "SEED_FLAG", "n_due>0"),
     ],
 )
 def test_model_notices_a_broken_protocol(
