@@ -4,6 +4,7 @@
 # make check  style, types, stubs
 # make bench  benchmarks: a table, and JSON in benchmarks/results
 # make bench-peers  pyhub beside what else there is: a table, and pictures; 20 min
+# make targets  what pyhub promises itself, in ratios of one run; make growth: how cost grows
 # make gates  instructions, system calls and ratios against benchmarks/budget.toml
 # make conda  builds and tests the conda package, offline
 #
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 HEADERS := $(wildcard include/pyhub/*.h)
 NATIVE := $(wildcard pyhub/*.pyx pyhub/*.pxd)
 
-.PHONY: demo test verify check bench bench-peers gates conda picture dist clean
+.PHONY: demo test verify check bench bench-peers targets growth gates conda picture dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.built
@@ -43,6 +44,12 @@ bench: $(VENV)/.built $(VENV)/.test
 
 bench-peers: $(VENV)/.built $(VENV)/.peers
 	$(BIN)/python benchmarks/peers/compare.py $(ARGS)
+
+targets: $(VENV)/.built $(VENV)/.test $(VENV)/.peers
+	$(BIN)/python benchmarks/targets.py $(ARGS)
+
+growth: $(VENV)/.built $(VENV)/.test $(VENV)/.peers
+	$(BIN)/python benchmarks/growth.py $(ARGS)
 
 gates: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python benchmarks/instructions.py --check

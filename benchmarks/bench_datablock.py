@@ -195,6 +195,40 @@ def copy_into_same(shape: tuple[int, ...]) -> Iterator[Pair]:
 
 
 @contextmanager
+def copy_out(shape: tuple[int, ...]) -> Iterator[Pair]:
+    """Copy a frame out into an array that is there already: what `read(out=)` adds."""
+    with channel(shape) as (producer, consumer, plain):
+        image = picture(shape)
+        out, plain_out = np.zeros_like(image), np.zeros_like(image)
+        for slot in range(SLOTS):
+            producer.put(image)
+            np.copyto(plain.written[slot], image)
+        consumer.read(0, out=out)
+        step = 0
+
+        def read() -> Image:
+            with producer.publish() as slot:
+                slot.data[0, 0] += 1
+            return consumer.read(0, out=out).data
+
+        def plain_read() -> Image:
+            nonlocal step
+            step = (step + 1) % SLOTS
+            np.copyto(plain_out, plain.read[step])
+            return plain_out
+
+        def check() -> None:
+            out.fill(0)
+            with producer.publish() as slot:
+                slot.data[...] = image
+            assert np.array_equal(consumer.read(0, out=out).data, image)
+            assert np.array_equal(plain_read(), image)
+            assert consumer.n_lost == 2 * SLOTS - 2, "a frame was not read"
+
+        yield Pair(read, plain_read, check)
+
+
+@contextmanager
 def copy_with_parameters(shape: tuple[int, ...]) -> Iterator[Pair]:
     """Copy a frame in and out together with the parameters that belong to it."""
     with channel(shape) as (producer, consumer, plain):

@@ -26,7 +26,7 @@ from budget import Verdict, add_require_exact, judge, report_and_exit_code, upda
 from pairs import Pair, dict_loop
 from surroundings import own_directories
 
-__all__ = ["GAUGE", "judge_all", "measure_all"]
+__all__ = ["GAUGE", "PAIRS", "judge_all", "measure_all", "measure_once"]
 
 GAUGE = "ratios"
 TOLERANCE = 0.25
@@ -65,6 +65,7 @@ PAIRS: dict[str, Callable[[], AbstractContextManager[Pair]]] = {
     "copy_64KiB_by_numpy": partial(bench_datablock.copy_into_same, SHAPES["64 KiB"]),
     "copy_1MiB_by_numpy": partial(bench_datablock.copy_into_same, SHAPES["1 MiB"]),
     "copy_9MB_by_numpy": partial(bench_datablock.copy_into_same, SHAPES["9 MB"]),
+    "read_9MB_by_numpy": partial(bench_datablock.copy_out, SHAPES["9 MB"]),
     "copy_9MB_into_new_by_numpy": partial(bench_datablock.copy_into_new, SHAPES["9 MB"]),
     "encode_by_msgpack": partial(bench_codec.encoding, "typical"),
     "decode_by_msgpack": partial(bench_codec.decoding, "typical"),
@@ -113,7 +114,8 @@ def _measure(names: list[str]) -> dict[str, list[float]]:
     return {name: [run[name] for run in runs] for name in names}
 
 
-def _measure_once(pair: Pair) -> float:
+def measure_once(pair: Pair) -> float:
+    """Return the median of the ratios of samples that take turns, in this process."""
     n_ours, n_theirs = _calls_per_sample(pair.pyhub), _calls_per_sample(pair.reference)
     turn_s = _duration_s(pair.pyhub, n_ours) + _duration_s(pair.reference, n_theirs)
     n_samples = max(min(_N_SAMPLES, int(_MOST_S / turn_s)), _FEWEST)
@@ -160,7 +162,7 @@ def main() -> int:
             ratios = {}
             for name in options.once:
                 with PAIRS[name]() as pair:
-                    ratios[name] = _measure_once(pair)
+                    ratios[name] = measure_once(pair)
         print(json.dumps(ratios))
         return 0
     runs = measure_all()

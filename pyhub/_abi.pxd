@@ -43,11 +43,11 @@ cdef extern from "pyhub/abi.h" nogil:
 cdef extern from "pyhub/sync.h" nogil:
     int64_t phb_monotonic_ns()
     const int64_t PHB_SPIN_FOREVER
-    ctypedef struct phb_patience:
+    ctypedef struct phb_waiting:
         int64_t spin_ns
         phb_u64 *awaited
     int phb_wait_change(const phb_u64 *, uint64_t seen, int64_t deadline_ns,
-                        const phb_patience *)
+                        const phb_waiting *)
     void phb_copy_to_shared(void *, const void *, uint64_t size)
 
 

@@ -33,7 +33,7 @@ from pyhub._abi cimport (
     phb_load32_acquire,
     phb_load64,
     phb_load64_acquire,
-    phb_patience,
+    phb_waiting,
     phb_readers_reap,
     phb_segment_detach,
     phb_segment_join,
@@ -258,7 +258,7 @@ cdef class DataBlock:
         """Wait, in naps, until `commit` is no longer `seen`; False: not in time, or closed."""
         cdef int64_t deadline = deadline_after(timeout_s)
         cdef Segment segment = self._use()
-        cdef phb_patience naps
+        cdef phb_waiting naps
         cdef int status
         naps.spin_ns = 0
         naps.awaited = NULL

@@ -114,7 +114,7 @@ cdef class ReaderTable:
 
     def let_sleep(self, Cursor cursor not None):
         """Let `cursor` sleep while it waits: here it says that it does (sync.h)."""
-        cursor.patience.awaited = &self.c.control.awaited
+        cursor.waiting.awaited = &self.c.control.awaited
         cursor.table = self
 
     def rows(self):
@@ -239,6 +239,7 @@ cdef class Admission:
         cdef int64_t deadline = 0
         cdef uint32_t pin = 0
         cdef int status
+        cursor.began_ns = 0
         open_buffer(&flex, self.block.db.constants.flex_zone_capacity)
         try:
             while True:

@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint64_t
 
-from pyhub._abi cimport phb_cursor, phb_frame, phb_patience
+from pyhub._abi cimport phb_cursor, phb_frame, phb_waiting
 from pyhub._datablock cimport DataBlock
 
 
@@ -31,7 +31,8 @@ cdef class Cursor:
     cdef readonly uint64_t n_lost
     cdef bint is_restart
     cdef bint waits
-    cdef phb_patience patience
+    cdef phb_waiting waiting
+    cdef int64_t began_ns
     cdef object table
     cdef uint64_t done_at  # there was nothing more for it as of this commit
     cdef bint has_looked   # ... which is only then one

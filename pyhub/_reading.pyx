@@ -24,6 +24,7 @@ from pyhub._abi cimport (
     phb_datablock_read_next,
     phb_datablock_snapshot,
     phb_frame,
+    phb_load32_acquire,
     phb_load64_acquire,
     phb_monotonic_ns,
     phb_snapshot,
@@ -121,8 +122,13 @@ cdef class Cursor:
 
         With ReaderTable.let_sleep it sleeps instead of napping.
         """
-        self.patience.spin_ns = PHB_SPIN_FOREVER if spin_s is None else <int64_t>(spin_s * 1e9)
+        self.waiting.spin_ns = PHB_SPIN_FOREVER if spin_s is None else <int64_t>(spin_s * 1e9)
         self.waits = True
+
+    @property
+    def began_s(self):
+        """When the last call began to wait (CLOCK_MONOTONIC); 0.0: it did not."""
+        return self.began_ns * 1e-9
 
     @property
     def position(self):
@@ -175,13 +181,17 @@ cdef class Cursor:
         `deadline` is that of several waits, and 0 before the first.
         """
         cdef int status
-        if not self.waits or wait_s <= 0:
+        if (not self.waits or wait_s <= 0
+                or phb_load32_acquire(&self.block.segment.c.live.is_closed)):
             return False
         if deadline[0] == 0:
-            deadline[0] = phb_monotonic_ns() + <int64_t>(wait_s * 1e9)
+            self.began_ns = phb_monotonic_ns()
+            deadline[0] = self.began_ns + <int64_t>(wait_s * 1e9)
+        elif phb_monotonic_ns() >= deadline[0]:
+            return False  # something is published all the time, but nothing for this reader
         with nogil:
             status = phb_wait_change(&self.block.db.control.commit, seen, deadline[0],
-                                     &self.patience)
+                                     &self.waiting)
         PyErr_CheckSignals()
         return status == PHB_OK
 
@@ -201,6 +211,7 @@ cdef class Cursor:
         cdef Py_buffer data
         cdef int status
         in_order = in_order and capacity > 0
+        self.began_ns = 0
         block._use()
         while not self._has_news(in_order, &commit):
             if not self._wait(commit, wait_s, &deadline):
@@ -243,6 +254,7 @@ cdef class Cursor:
         cdef phb_frame frame
         cdef int status
         in_order = in_order and block.db.constants.structured_buffer_capacity > 0
+        self.began_ns = 0
         block._use()
         open_buffer(&flex, block.db.constants.flex_zone_capacity)
         try:
@@ -276,6 +288,8 @@ cdef class Cursor:
         return record
 
     cdef int _check(self, int status) except -1:
+        """After a look in vain: whether that is no error, but for a wait to mend."""
+        self.c.newest = self.c.position  # what was seen to be there is not; look at the commit
         if status != PHB_EMPTY and status != PHB_BUSY and status != PHB_OVERRUN:
             raise error_for(status, errno, self.block.segment.name, self.block.segment.path)
         return 0

@@ -135,7 +135,7 @@ cdef class Ring:
 
     def __init__(self, int descriptor, uint64_t n_slots, uint64_t n_bytes, *, int readers=1,
                  int reader=-1, bint sleeps=False, bint keeps_arrays=False):
-        self.stride = (n_bytes + 4095) // 4096 * 4096
+        self.stride = (n_bytes + 63) // 64 * 64
         self.pages = mmap.mmap(descriptor, 4096 + n_slots * self.stride)
         self.bytes = self.pages
         self.published = <uint64_t *>&self.bytes[0]

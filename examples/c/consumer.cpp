@@ -60,14 +60,14 @@ public:
         if (status == PHB_OK && phb_readers_attach(&readers_, files.segment,
                                                    &db.constants.segment,
                                                    files.leases) == PHB_OK) {
-            patience_.awaited = &readers_.control->awaited;
+            waiting_.awaited = &readers_.control->awaited;
         }
         return status;
     }
 
     int wait_change(uint64_t seen, int64_t deadline_ns) const
     {
-        return phb_wait_change(&db.control->commit, seen, deadline_ns, &patience_);
+        return phb_wait_change(&db.control->commit, seen, deadline_ns, &waiting_);
     }
 
     bool is_closed() const { return phb_load32_acquire(&db.live->is_closed) != 0; }
@@ -78,7 +78,7 @@ public:
     }
 
 private:
-    phb_patience patience_{}; // no spinning
+    phb_waiting waiting_{}; // no spinning
 
     phb_segment segment_ = [] {
         phb_segment none{};

@@ -367,11 +367,11 @@ typedef struct phb_update {
     uint64_t timestamp_ns;     /* 0: now */
 } phb_update;
 
-/* Wake the readers that sleep until another commit than `seen`: phb_patience. */
+/* Wake the readers that sleep and have not seen the commit after `seen`: phb_waiting. */
 static inline void phb_datablock_wake(phb_datablock *db, uint64_t seen)
 {
     phb_fence_full(); /* partner: the fence in phb_wait_change */
-    if (phb_load64(&db->readers.control->awaited) == seen) {
+    if ((int64_t)(phb_load64(&db->readers.control->awaited) - seen) >= 0) {
         phb_futex_wake(phb_low_half(&db->control->commit));
     }
 }

@@ -235,16 +235,17 @@ static inline const uint32_t *phb_low_half(const phb_u64 *word)
  *   sleeper                                producer
  *     awaited = seen, if that is newer       commit = c + 1
  *     full fence                             full fence
- *     commit is still `seen`? sleep          awaited is c? wake all
+ *     commit is still `seen`? sleep          awaited is c, or newer? wake all
  *
- * Whoever comes second sees the first, so no wake is missed; and nobody has to
- * take the word back: it means nothing any more once commit has gone on, also
- * if its sleeper was killed. `awaited` NULL: this reader may not write. Then it
+ * Whoever comes second sees the first, so no wake is missed. Newer: somebody has
+ * seen c + 1 and sleeps already; whoever said c before may sleep still. Nobody
+ * has to take the word back: it means nothing any more once commit has gone on,
+ * also if its sleeper was killed. `awaited` NULL: this reader may not write. Then it
  * naps, 50 us to 1 ms long, and is woken early only if others sleep as well. */
-typedef struct phb_patience {
+typedef struct phb_waiting {
     int64_t spin_ns;
     phb_u64 *awaited;
-} phb_patience;
+} phb_waiting;
 
 #define PHB_SPIN_FOREVER INT64_MAX
 #define PHB_NAP_NS 50000ll
@@ -260,7 +261,7 @@ static inline void phb_await(phb_u64 *awaited, uint64_t seen)
 /* Wait until *commit differs from `seen`, or until `deadline_ns`, at most one
  * slice: then PHB_INTERRUPTED, so that the caller can look at its signals. */
 static inline int phb_wait_change(const phb_u64 *commit, uint64_t seen, int64_t deadline_ns,
-                                  const phb_patience *patience)
+                                  const phb_waiting *waiting)
 {
     if (phb_load64_acquire(commit) != seen) {
         return PHB_OK;
@@ -268,7 +269,7 @@ static inline int phb_wait_change(const phb_u64 *commit, uint64_t seen, int64_t 
     const int64_t start = phb_monotonic_ns();
     const int64_t slice = start + PHB_WAIT_SLICE_NS;
     const int64_t end = deadline_ns < slice ? deadline_ns : slice;
-    const int64_t spin_end = patience->spin_ns < end - start ? start + patience->spin_ns : end;
+    const int64_t spin_end = waiting->spin_ns < end - start ? start + waiting->spin_ns : end;
     int64_t now = start, nap = PHB_NAP_NS;
     while (now < spin_end) {
         for (int i = 0; i < 32; i++) { /* 1 to 2 us on the processors of today */
@@ -281,8 +282,8 @@ static inline int phb_wait_change(const phb_u64 *commit, uint64_t seen, int64_t 
     }
     while (now < end) {
         int64_t longest = end - now;
-        if (patience->awaited) {
-            phb_await(patience->awaited, seen);
+        if (waiting->awaited) {
+            phb_await(waiting->awaited, seen);
             phb_fence_full(); /* partner: the fence in phb_datablock_wake */
         } else {
             longest = nap < longest ? nap : longest;

@@ -300,9 +300,12 @@ class DataBlockConsumer:
         ProducerDied, ChannelClosed
             Nothing new came, and the producer is gone.
         """
-        frame = None if self._is_closed else self._reader.copy(self._is_read_in_order, out, 0.0)
-        if frame is not None:
-            return frame  # no clock is read when there is something to read
+        if not self._is_closed:
+            # The whole way of a frame that is there, or that comes soon.
+            wait_s = _SLICE_S if timeout_s is None or timeout_s > _SLICE_S else timeout_s
+            frame = self._reader.copy(self._is_read_in_order, out, wait_s)
+            if frame is not None:
+                return frame
         return self._next(
             lambda wait_s: self._reader.copy(self._is_read_in_order, out, wait_s), timeout_s
         )
@@ -325,9 +328,11 @@ class DataBlockConsumer:
         WaitTimeout, WriterStalled, ProducerDied, ChannelClosed
             As for `read`.
         """
-        frame = None if self._is_closed else self._reader.look(self._is_read_in_order, 0.0)
-        if frame is not None:
-            return frame
+        if not self._is_closed:
+            wait_s = _SLICE_S if timeout_s is None or timeout_s > _SLICE_S else timeout_s
+            frame = self._reader.look(self._is_read_in_order, wait_s)
+            if frame is not None:
+                return frame
         return self._next(
             lambda wait_s: self._reader.look(self._is_read_in_order, wait_s), timeout_s
         )
@@ -355,6 +360,11 @@ class DataBlockConsumer:
         WaitTimeout, WriterStalled, ProducerDied, ChannelClosed
             As for `read`.
         """
+        if not self._is_closed:
+            wait_s = _SLICE_S if timeout_s is None or timeout_s > _SLICE_S else timeout_s
+            frame = self._reader.pin(self._is_read_in_order, wait_s)
+            if frame is not None:
+                return frame
         return self._next(
             lambda wait_s: self._reader.pin(self._is_read_in_order, wait_s), timeout_s
         )
@@ -494,13 +504,12 @@ class DataBlockConsumer:
 
         `take` waits by itself, if the strategy does.
         """
-        deadline = _deadline(timeout_s)
+        deadline = _deadline(timeout_s, self._reader.began_s)
         is_quiet = False
         while True:
             block = self._attached()
             seen = block.commit
-            slice_s = min(_SLICE_S, max(deadline - time.monotonic(), 0.0))
-            frame = take(0.0 if block.segment.is_closed else slice_s)
+            frame = take(min(_SLICE_S, max(deadline - time.monotonic(), 0.0)))
             if frame is not None:
                 return frame
             if self._listener is None:
@@ -639,9 +648,9 @@ class DataBlockConsumer:
         )
 
 
-def _deadline(timeout_s: float | None) -> float:
+def _deadline(timeout_s: float | None, began_s: float | None = None) -> float:
     if timeout_s is None:
         return float("inf")
     if not timeout_s >= 0:  # NaN as well, which no clock reaches
         raise ValueError(f"timeout_s={timeout_s!r} must be None, 0 or positive, in seconds")
-    return time.monotonic() + timeout_s
+    return (time.monotonic() if began_s is None else began_s) + timeout_s

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyhub._core import lease_is_alive, process_lease
@@ -90,8 +91,9 @@ class Reader:
 
     def _let_sleep(self, cursor: Cursor, table: ReaderTable | None) -> None:
         """See that producers wake it. Who may not write to the table naps instead."""
-        # Another user's, or of another PID namespace: no error, but a slower wait.
-        with contextlib.suppress(PermissionError, NamespaceMismatch):
+        # Another user's, of another PID namespace, on a read-only mount, or gone: no
+        # error, but a slower wait.
+        with contextlib.suppress(OSError, NamespaceMismatch):
             (table or ReaderTable.attach(cursor.block, self._leases)).let_sleep(cursor)
 
     def leave(self) -> None:
@@ -116,6 +118,12 @@ class Reader:
     def n_lost(self) -> int:
         """Frames that it will not get any more."""
         return 0 if self._cursor is None else self._cursor.n_lost
+
+    @property
+    def began_s(self) -> float:
+        """When what was taken last in vain began to wait, or now (`time.monotonic`)."""
+        began_s = 0.0 if self._cursor is None else self._cursor.began_s
+        return began_s or time.monotonic()
 
     # --- Taking ---
 
@@ -157,7 +165,9 @@ class Reader:
             The channel has no frames, only parameters.
         """
         admission, cursor = self._admission, self._cursor
-        if admission is None or cursor is None:
+        if cursor is None:
+            return None
+        if admission is None:
             raise AdmissionRefused(
                 f"this reader of channel {self.channel!r} may not pin: it was not admitted.\n"
                 "  Give it a name or a policy: attach(..., reader='viewer')."

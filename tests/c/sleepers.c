@@ -166,7 +166,7 @@ static void be_reader(const block_files *files, place *of_mine, int64_t spin_ns)
     phb_segment segment;
     mine = of_mine;
     block_attach(&db, &segment, files, 1);
-    const phb_patience patience = {spin_ns, &db.readers.control->awaited};
+    const phb_waiting patience = {spin_ns, &db.readers.control->awaited};
     uint64_t seen = phb_load64_acquire(&db.control->commit);
     for (;;) {
         phb_store64_release(&mine->seen, seen);

@@ -98,7 +98,7 @@ static void read_plainly(void)
     phb_segment segment;
     phb_snapshot now;
     marked_reader reader;
-    const phb_patience naps = {0, NULL};
+    const phb_waiting naps = {0, NULL};
     block_attach(&db, &segment, &files, 0);
     phb_datablock_snapshot(&db, &now);
     memset(&reader, 0, sizeof reader);
@@ -146,7 +146,7 @@ static void read_admitted(const phb_datablock *db, phb_readers *table, uint64_t 
     marked_reader counts;
     holding held[MAX_HELD];
     uint64_t n_held = 0;
-    const phb_patience sleeps = {0, &table->control->awaited};
+    const phb_waiting sleeps = {0, &table->control->awaited};
     int status;
     memset(&counts, 0, sizeof counts);
     snprintf(name, sizeof name, "reader %d", (int)(self - board));

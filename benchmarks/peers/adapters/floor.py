@@ -29,7 +29,7 @@ class _Sender:
     def __init__(self, place: Place, n_words: int, n_receivers: int) -> None:
         n_slots = depth(n_words)
         descriptor = os.open(_file(place), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.posix_fallocate(descriptor, 0, 4096 + n_slots * (-(-8 * n_words // 4096) * 4096))
+        os.posix_fallocate(descriptor, 0, 4096 + n_slots * (-(-8 * n_words // 64) * 64))
         self._ring = load().Ring(
             descriptor, n_slots, 8 * n_words, readers=n_receivers, keeps_arrays=self.keeps_arrays
         )

@@ -8,6 +8,7 @@ they are too slow for they lose, and count. The producer waits for those that
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from link import Place, Way, Words, depth, prepared, stamp
 
@@ -57,6 +58,7 @@ class _HubSender(_CopyingSender):
 
 class _Receiver:
     wait = "spin"
+    _frame: Any = None
 
     def __init__(self, place: Place, n_words: int, index: int) -> None:
         place.find()
@@ -69,11 +71,13 @@ class _Receiver:
 
     def receive(self, timeout_s: float) -> Words | None:
         try:
-            frame = self._consumer.look(timeout_s)
+            self._frame = self._consumer.look(timeout_s)
         except pyhub.WaitTimeout:
             return None
-        self.is_whole = frame.is_valid
-        return frame.data
+        return self._frame.data
+
+    def is_whole(self) -> bool:
+        return self._frame.is_valid()
 
     def close(self) -> None:
         self._consumer.close()
@@ -94,9 +98,13 @@ class _CopyingReceiver(_FutexReceiver):
         except pyhub.WaitTimeout:
             return None
 
+    def is_whole(self) -> bool:
+        return True
+
 
 class _BlockingReceiver(_Receiver):
-    _frame: pyhub.PinnedFrame | None = None
+    def is_whole(self) -> bool:
+        return True
 
     def open(self, place: Place) -> pyhub.DataBlockConsumer:
         return pyhub.DataBlockConsumer.attach(
