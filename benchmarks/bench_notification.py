@@ -50,6 +50,6 @@ def bench_wake_up_by_notification(benchmark: BenchmarkFixture, link: str) -> Non
 
 @pytest.mark.parametrize("link", ["word", "pipe"])
 def bench_wake_up_by_commit_word(benchmark: BenchmarkFixture, link: str) -> None:
-    """Without a hub a reader naps and looks again: how late is it, beside a pipe?"""
+    """Without a hub a reader sleeps on the commit word: how late is it, beside a pipe?"""
     benchmark.group = "there and back, no hub"
     _run(benchmark, link)

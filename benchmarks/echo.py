@@ -81,7 +81,7 @@ class HubLink(NotificationLink):
 
 
 class WordLink(HubLink):
-    """DataBlocks without a hub; `read` watches the commit word in naps."""
+    """DataBlocks without a hub; `read` sleeps on the commit word."""
 
     def __init__(self, outward: str, inward: str) -> None:
         self._producer = pyhub.DataBlockProducer.create(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from pyhub._datablock import DataBlock
 from pyhub.errors import PyhubError
 
-__all__ = ["Listener", "Wait", "no_notifications"]
+__all__ = ["Listener", "Wait", "no_notifications", "watch_word"]
 
 
 @dataclass(frozen=True)
