@@ -178,6 +178,8 @@ cdef extern from "pyhub/datablock.h" nogil:
         uint64_t slot
         uint64_t newest
         uint64_t commit
+        uint64_t lapped_at
+        uint64_t margin
     ctypedef struct phb_frame:
         uint64_t commit
         uint64_t position

@@ -39,7 +39,7 @@ from pyhub._abi cimport (
 )
 from pyhub._core cimport deadline_after, error_for, fork_generation
 from pyhub._datablock cimport DataBlock, FlexBuffer, close_buffer, open_buffer
-from pyhub._reading cimport Cursor, FrameRecord
+from pyhub._reading cimport Cursor, FrameRecord, make
 
 import os
 from functools import partial
@@ -226,7 +226,7 @@ cdef class Admission:
         """Tell producers that all up to the cursor may be overwritten, and its counts."""
         phb_reader_pass(self._use(), cursor.c.position, cursor.n_read, cursor.n_lost, lag)
 
-    def pin(self, Cursor cursor not None, type kind not None, bint in_order, double wait_s=0.0):
+    def pin(self, Cursor cursor not None, type kind not None, bint in_order, timeout_s=0.0):
         """Keep producers from the newest frame, or from the one after the cursor.
 
         Returns and waits as Cursor.look does; `_release` lets the frame go.
@@ -259,11 +259,11 @@ cdef class Admission:
                             "  Release one (leave its with block) before the next."
                         )
                     cursor._check(status)
-                if not cursor._wait(commit, wait_s, &deadline):
+                if not cursor._wait(commit, timeout_s, &deadline):
                     return None
                 reader = self._use()
             try:
-                record = cursor.given(kind, &frame, flex.at, None)
+                record = cursor.given(make(kind), &frame, flex.at, None)
                 record._release = partial(self.unpin, pin)
                 return record
             except BaseException:

@@ -38,7 +38,11 @@ cdef class Cursor:
     cdef bint has_looked   # ... which is only then one
     cdef int _take(self, bint in_order, void *data, void *flex, phb_frame *frame) noexcept nogil
     cdef bint _has_news(self, bint in_order, uint64_t *commit) noexcept
-    cdef bint _wait(self, uint64_t seen, double wait_s, int64_t *deadline) except -1
+    cdef bint _wait(self, uint64_t seen, timeout_s, int64_t *deadline) except -1
     cdef int _check(self, int status) except -1
-    cdef FrameRecord given(self, type kind, const phb_frame *frame,
+    cdef FrameRecord given(self, FrameRecord record, const phb_frame *frame,
                            const unsigned char *flex, data)
+
+
+# An object of class `kind`, as type.__call__ begins to make it, and no __init__.
+cdef FrameRecord make(type kind)

@@ -1,4 +1,4 @@
-from typing import Any, TypeVar, final
+from typing import Any, Final, TypeVar, final
 
 import numpy.typing as npt
 from typing_extensions import disjoint_base
@@ -6,6 +6,8 @@ from typing_extensions import disjoint_base
 from pyhub._datablock import DataBlock
 
 _Kind = TypeVar("_Kind", bound=FrameRecord)
+
+SLICE: Final[float]
 
 @disjoint_base
 class FrameRecord:
@@ -68,8 +70,14 @@ class Cursor:
     def lag_frames(self) -> int: ...
     def wait_by(self, spin_s: float | None) -> None: ...
     def read(
-        self, kind: type[_Kind], in_order: bool, out: npt.NDArray[Any] | None, wait_s: float = 0.0
+        self,
+        kind: type[_Kind],
+        in_order: bool,
+        out: npt.NDArray[Any] | None,
+        timeout_s: float | None = 0.0,
     ) -> _Kind | None: ...
-    def look(self, kind: type[_Kind], in_order: bool, wait_s: float = 0.0) -> _Kind | None: ...
+    def look(
+        self, kind: type[_Kind], in_order: bool, timeout_s: float | None = 0.0
+    ) -> _Kind | None: ...
 
 def newest(block: DataBlock, kind: type[_Kind], with_data: bool = True) -> _Kind | None: ...

@@ -50,8 +50,17 @@ cdef extern from *:
     """
     object phb_make(PyTypeObject *kind, tuple no_arguments)
 
+# A sleeping consumer looks this often whether its producer still lives: a death
+# is seen after twice that.
+cdef double SLICE_S = 0.02
+SLICE = SLICE_S
+
 cdef tuple _NOTHING = ()
 cdef object _empty = np.empty
+
+
+cdef FrameRecord make(type kind):
+    return phb_make(<PyTypeObject *>kind, _NOTHING)
 
 
 @cython.auto_pickle(False)
@@ -175,16 +184,20 @@ cdef class Cursor:
             return PHB_BUSY
         return status
 
-    cdef bint _wait(self, uint64_t seen, double wait_s, int64_t *deadline) except -1:
+    cdef bint _wait(self, uint64_t seen, timeout_s, int64_t *deadline) except -1:
         """Until another commit than `seen`; False: not in time, or a slice ended.
 
         `deadline` is that of several waits, and 0 before the first.
         """
         cdef int status
-        if (not self.waits or wait_s <= 0
-                or phb_load32_acquire(&self.block.segment.c.live.is_closed)):
+        cdef double wait_s = SLICE_S
+        if not self.waits or phb_load32_acquire(&self.block.segment.c.live.is_closed):
             return False
         if deadline[0] == 0:
+            if timeout_s is not None:
+                wait_s = min(<double>timeout_s, wait_s)
+            if not wait_s > 0:
+                return False
             self.began_ns = phb_monotonic_ns()
             deadline[0] = self.began_ns + <int64_t>(wait_s * 1e9)
         elif phb_monotonic_ns() >= deadline[0]:
@@ -195,9 +208,10 @@ cdef class Cursor:
         PyErr_CheckSignals()
         return status == PHB_OK
 
-    # --- Taking: None if there is nothing, also after waiting at most `wait_s` ---
+    # --- Taking: None if there is nothing, also after waiting for `timeout_s` (None: for
+    # --- ever), but at most SLICE_S: then the caller looks whether the producer lives ---
 
-    def read(self, type kind not None, bint in_order, out, double wait_s=0.0):
+    def read(self, type kind not None, bint in_order, out, timeout_s=0.0):
         """Copy the newest frame, or the one after the cursor; into `out`, or a new array.
 
         A channel of parameters only has no order: each newest object.
@@ -209,12 +223,13 @@ cdef class Cursor:
         cdef FlexBuffer flex
         cdef phb_frame frame
         cdef Py_buffer data
+        cdef FrameRecord record
         cdef int status
         in_order = in_order and capacity > 0
         self.began_ns = 0
         block._use()
         while not self._has_news(in_order, &commit):
-            if not self._wait(commit, wait_s, &deadline):
+            if not self._wait(commit, timeout_s, &deadline):
                 return None
         if out is None:
             out = _empty(block.full_shape, block.dtype_)
@@ -235,9 +250,10 @@ cdef class Cursor:
                     else:
                         status = self._take(in_order, data.buf, flex.at, &frame)
                     if status == PHB_OK:
-                        return self.given(kind, &frame, flex.at, out)
+                        record = make(kind)
+                        return self.given(record, &frame, flex.at, out)
                     self._check(status)
-                    if not self._wait(commit, wait_s, &deadline):
+                    if not self._wait(commit, timeout_s, &deadline):
                         return None
                     self._has_news(in_order, &commit)
             finally:
@@ -245,13 +261,14 @@ cdef class Cursor:
         finally:
             PyBuffer_Release(&data)
 
-    def look(self, type kind not None, bint in_order, double wait_s=0.0):
+    def look(self, type kind not None, bint in_order, timeout_s=0.0):
         """Do the same without copying: `data` is where the frame lies."""
         cdef DataBlock block = self.block
         cdef uint64_t commit
         cdef int64_t deadline = 0
         cdef FlexBuffer flex
         cdef phb_frame frame
+        cdef FrameRecord record = None
         cdef int status
         in_order = in_order and block.db.constants.structured_buffer_capacity > 0
         self.began_ns = 0
@@ -262,17 +279,22 @@ cdef class Cursor:
                 if self._has_news(in_order, &commit):
                     status = self._take(in_order, NULL, flex.at, &frame)
                     if status == PHB_OK:
-                        return self.given(kind, &frame, flex.at, None)
+                        if record is None:
+                            record = make(kind)
+                        return self.given(record, &frame, flex.at, None)
                     self._check(status)
-                if not self._wait(commit, wait_s, &deadline):
+                if record is None and self.waits:
+                    # Not when the frame is there: then every instruction delays it.
+                    record = make(kind)
+                if not self._wait(commit, timeout_s, &deadline):
                     return None
         finally:
             close_buffer(&flex)
 
-    cdef FrameRecord given(self, type kind, const phb_frame *frame, const unsigned char *flex,
-                           data):
-        """What the reader gets, of class `kind`; the cursor goes on to it."""
-        cdef FrameRecord record = _recorded(self.block, kind, frame, flex, data, True)
+    cdef FrameRecord given(self, FrameRecord record, const phb_frame *frame,
+                           const unsigned char *flex, data):
+        """Make `record` what the reader gets; the cursor goes on to it."""
+        _describe(record, self.block, frame, flex, data, True)
         record.n_lost = phb_cursor_n_lost(&self.c, frame)
         record.has_new_data = frame.has_data and frame.position != self.c.position
         record.has_new_flex = frame.flex_version != self.flex_version
@@ -304,6 +326,7 @@ def newest(DataBlock block not None, type kind not None, bint with_data=True):
     cdef FlexBuffer flex
     cdef phb_frame frame
     cdef phb_snapshot now
+    cdef FrameRecord record
     cdef int status
     block._use()
     open_buffer(&flex, block.db.constants.flex_zone_capacity)
@@ -314,7 +337,9 @@ def newest(DataBlock block not None, type kind not None, bint with_data=True):
             if now.n_filled:
                 return None
         if status == PHB_OK:
-            return _recorded(block, kind, &frame, flex.at, None, with_data)
+            record = make(kind)
+            _describe(record, block, &frame, flex.at, None, with_data)
+            return record
     finally:
         close_buffer(&flex)
     if status != PHB_EMPTY and status != PHB_BUSY:
@@ -322,10 +347,9 @@ def newest(DataBlock block not None, type kind not None, bint with_data=True):
     return None
 
 
-cdef FrameRecord _recorded(DataBlock block, type kind, const phb_frame *frame,
-                           const unsigned char *flex, data, bint with_data):
-    """A record of class `kind`; `data` None: of the frame where it lies."""
-    cdef FrameRecord record = phb_make(<PyTypeObject *>kind, _NOTHING)
+cdef int _describe(FrameRecord record, DataBlock block, const phb_frame *frame,
+                   const unsigned char *flex, data, bint with_data) except -1:
+    """Fill `record` in; `data` None: with the frame where it lies."""
     if not with_data:
         pass
     elif not frame.has_data:
@@ -346,4 +370,4 @@ cdef FrameRecord _recorded(DataBlock block, type kind, const phb_frame *frame,
         record.packed = PyBytes_FromStringAndSize(<const char *>flex, frame.flex_size)
     record.has_new_data = True
     record.has_new_flex = True
-    return record
+    return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import secrets
 import shutil
 import tempfile
@@ -32,7 +33,9 @@ _FIRST = 1 << 32  # of the frames that count
 Named = tuple[str, str]
 
 
-def latencies_us(ways: list[Named], n_words: int, n_frames: int, rate_hz: float) -> list[Any]:
+def latencies_us(
+    ways: list[Named], n_words: int, n_frames: int, rate_hz: float, *, pinned: bool = True
+) -> list[Any]:
     """Return for each way the one-way latencies of `n_frames`, in us.
 
     Parameters
@@ -41,13 +44,23 @@ def latencies_us(ways: list[Named], n_words: int, n_frames: int, rate_hz: float)
         Each with its adapter's module and its name.
     rate_hz
         Of each way; between two frames of one comes one of each other.
+    pinned
+        Whether each process keeps to a core of its own. Otherwise the kernel now
+        and then wakes a sleeper on the sender's core, one of the ways more often
+        than the other, and neither is the faster for it. Not for ways that have
+        threads of their own.
     """
+    cores: list[int | None] = [None, None]
+    if pinned and len(os.sched_getaffinity(0)) > 1:
+        cores = sorted(os.sched_getaffinity(0))[:2]
     with _places(ways, n_words) as (context, leftovers, places):
         pipes, children = [], []
-        for target in (_send, _receive):
+        for target, core in zip((_send, _receive), cores, strict=True):
             here, there = context.Pipe()
             child = context.Process(
-                target=target, args=(there, ways, places, n_words, n_frames, rate_hz), daemon=True
+                target=target,
+                args=(there, core, ways, places, n_words, n_frames, rate_hz),
+                daemon=True,
             )
             child.start()
             there.close()
@@ -97,18 +110,25 @@ def _hear(pipe: Connection, what: str, timeout_s: float = _ANSWER_S) -> Any:
     return said
 
 
+def _keep_to(core: int | None) -> None:
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+
+
 def _way(module: str, name: str) -> Way:
     return adapters.load(module)[name]
 
 
 def _send(
     pipe: Connection,
+    core: int | None,
     ways: list[Named],
     places: list[Place],
     n_words: int,
     n_frames: int,
     rate_hz: float,
 ) -> None:
+    _keep_to(core)
     with contextlib.ExitStack() as stack:
         senders: list[Sender] = [
             stack.enter_context(contextlib.closing(_way(*way).sender(place, n_words, 1)))
@@ -133,12 +153,14 @@ def _send(
 
 def _receive(
     pipe: Connection,
+    core: int | None,
     ways: list[Named],
     places: list[Place],
     n_words: int,
     n_frames: int,
     rate_hz: float,
 ) -> None:
+    _keep_to(core)
     try:
         with contextlib.ExitStack() as stack:
             receivers: list[Receiver] = [

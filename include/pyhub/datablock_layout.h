@@ -201,6 +201,7 @@ typedef struct phb_cursor {
     uint64_t position, version, n_dropped;
     uint64_t slot;
     uint64_t newest, commit; /* as of phb_frame: frames before that one are published */
+    uint64_t lapped_at, margin; /* see phb_datablock_seek */
 } phb_cursor;
 
 /* A handle, private to one process. The constants are a checked copy. */

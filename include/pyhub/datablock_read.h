@@ -189,7 +189,7 @@ static inline phb_cursor phb_cursor_start(const phb_snapshot *now)
     const uint64_t n = now->n_filled > 0;
     const phb_cursor cursor = {now->position - n, now->structured_buffer_version - n,
                                now->n_dropped, now->newest_slot - n, now->position - n,
-                               now->commit};
+                               now->commit, 0, 0};
     return cursor;
 }
 
@@ -205,6 +205,12 @@ static inline uint64_t phb_cursor_n_lost(const phb_cursor *cursor, const phb_fra
 static inline void phb_cursor_pass(phb_cursor *cursor, const phb_frame *frame)
 {
     if (frame->has_data) {
+        if (frame->version - cursor->version > 1) {
+            const uint64_t n_since = cursor->position - cursor->lapped_at;
+            cursor->margin = n_since <= 2 * cursor->margin ? 2 * cursor->margin + 1
+                                                           : cursor->margin / 2;
+            cursor->lapped_at = frame->position;
+        }
         cursor->position = frame->position;
         cursor->version = frame->version;
         cursor->n_dropped = frame->n_dropped;
@@ -277,7 +283,9 @@ static inline int phb_datablock_read_following(const phb_datablock *db, const ph
 
 /* The first position after `passed`, itself not before the cursor's, that may
  * still be there; false: none is published. When frames fell out of the ring it
- * is the oldest but one: the oldest slot is the next to be overwritten. But it
+ * is the oldest but one: the oldest slot is the next to be overwritten. A reader
+ * that is lapped again before it got far goes on with a later one, up to a quarter
+ * of the ring: it would see little but frames that are being overwritten. But it
  * may be only positions without a frame that fell out (PHB_SKIPPED). */
 static inline int phb_datablock_seek(const phb_datablock *db, const phb_cursor *cursor,
                                      uint64_t passed, uint64_t *position)
@@ -295,7 +303,11 @@ static inline int phb_datablock_seek(const phb_datablock *db, const phb_cursor *
             now.newest_slot % n_slots + n_slots - (now.n_filled - 1) % n_slots;
         const uint64_t version = phb_load64(&db->slots[oldest % n_slots].version);
         const int has_lost = (int64_t)(version - cursor->version) > 1;
-        *position = now.position - now.n_filled + (has_lost && now.n_filled > 2 ? 2 : 1);
+        const uint64_t most = now.n_filled / 4, more = cursor->margin < most ? cursor->margin : most;
+        *position = now.position - now.n_filled + 1;
+        if (has_lost && now.n_filled > 2) {
+            *position += more > 1 ? more : 1;
+        }
     }
     return 1;
 }

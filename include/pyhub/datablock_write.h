@@ -8,6 +8,9 @@
 
 /* A producer that waits for readers looks this often whether they live. */
 #define PHB_READER_PROBE_NS 10000000ll
+/* It looks again for so long before it sleeps: one that keeps up lets go soon, and
+ * then nobody has to call the kernel. */
+#define PHB_READER_SPIN_NS 20000ll
 
 /* Undo what a dead producer left half done: with the lock held, bring the
  * newest slot back to what the record in force says, and count uses and the
@@ -196,7 +199,7 @@ static inline int phb_datablock_ask_readers(phb_datablock *db)
 {
     const uint32_t n_slots = db->constants.n_slots;
     phb_readers_control *control = db->readers.control;
-    const int64_t slice = phb_monotonic_ns() + PHB_WAIT_SLICE_NS;
+    const int64_t start = phb_monotonic_ns(), slice = start + PHB_WAIT_SLICE_NS;
     phb_objection objection = PHB_IS_PINNED;
     int is_second = 0;
     for (;;) {
@@ -237,6 +240,12 @@ static inline int phb_datablock_ask_readers(phb_datablock *db)
         }
         if (db->waited_ns >= db->readers.constants.patience_ns) {
             phb_readers_give_up(&db->readers, db->kept_by); /* others came before it */
+            continue;
+        }
+        if (now - start < PHB_READER_SPIN_NS) {
+            for (int i = 0; i < 16; i++) {
+                phb_relax();
+            }
             continue;
         }
         if (!phb_load32(&control->is_waiting)) {

@@ -12,7 +12,7 @@ import numpy as np
 
 from pyhub._core import lease_is_alive
 from pyhub._datablock import DataBlock
-from pyhub._reading import newest
+from pyhub._reading import SLICE, newest
 from pyhub.datablock.attachment import Attachment
 from pyhub.datablock.frame import Frame, LiveView
 from pyhub.datablock.header import Header, read_header
@@ -38,9 +38,6 @@ __all__ = ["DataBlockConsumer"]
 
 _log = logging.getLogger("pyhub.datablock")
 
-# A sleeping consumer looks this often whether its producer still lives: a death
-# is seen after twice that.
-_SLICE_S = 0.02
 # With no producer there, this often for the next one's segment: a file that
 # appears, for which nobody can notify.
 _AWAY_NAP_S = 0.01
@@ -302,13 +299,10 @@ class DataBlockConsumer:
         """
         if not self._is_closed:
             # The whole way of a frame that is there, or that comes soon.
-            wait_s = _SLICE_S if timeout_s is None or timeout_s > _SLICE_S else timeout_s
-            frame = self._reader.copy(self._is_read_in_order, out, wait_s)
+            frame = self._copy(self._is_read_in_order, out, timeout_s)
             if frame is not None:
                 return frame
-        return self._next(
-            lambda wait_s: self._reader.copy(self._is_read_in_order, out, wait_s), timeout_s
-        )
+        return self._next(lambda wait_s: self._copy(self._is_read_in_order, out, wait_s), timeout_s)
 
     def look(self, timeout_s: float | None = 1.0) -> LiveView:
         """Do what `read` does, without copying: give the frame where it lies.
@@ -329,12 +323,12 @@ class DataBlockConsumer:
             As for `read`.
         """
         if not self._is_closed:
-            wait_s = _SLICE_S if timeout_s is None or timeout_s > _SLICE_S else timeout_s
-            frame = self._reader.look(self._is_read_in_order, wait_s)
+            frame = self._reader.way.look(LiveView, self._is_read_in_order, timeout_s)
             if frame is not None:
                 return frame
         return self._next(
-            lambda wait_s: self._reader.look(self._is_read_in_order, wait_s), timeout_s
+            lambda wait_s: self._reader.way.look(LiveView, self._is_read_in_order, wait_s),
+            timeout_s,
         )
 
     def pin(self, timeout_s: float | None = 1.0) -> PinnedFrame:
@@ -361,8 +355,7 @@ class DataBlockConsumer:
             As for `read`.
         """
         if not self._is_closed:
-            wait_s = _SLICE_S if timeout_s is None or timeout_s > _SLICE_S else timeout_s
-            frame = self._reader.pin(self._is_read_in_order, wait_s)
+            frame = self._reader.pin(self._is_read_in_order, timeout_s)
             if frame is not None:
                 return frame
         return self._next(
@@ -378,10 +371,10 @@ class DataBlockConsumer:
         while True:
             block = self._attached()
             seen = block.commit
-            frame = self._reader.copy(self._is_read_in_order, out, 0.0)
+            frame = self._copy(self._is_read_in_order, out, 0.0)
             if frame is not None:
                 return frame
-            slice_s = min(_SLICE_S, max(deadline - time.monotonic(), 0.0))
+            slice_s = min(SLICE, max(deadline - time.monotonic(), 0.0))
             if is_quiet or block.segment.is_closed or slice_s == 0.0:
                 self._look_after(block, seen, deadline, timeout_s, timeout_s is not None)
             if block.segment.is_closed:
@@ -419,7 +412,7 @@ class DataBlockConsumer:
         in_order = self._policy is not Policy.LATEST
 
         def take(wait_s: float) -> Frame | None:
-            return self._reader.copy(in_order, None, wait_s)
+            return self._copy(in_order, None, wait_s)
 
         while True:
             try:
@@ -509,7 +502,7 @@ class DataBlockConsumer:
         while True:
             block = self._attached()
             seen = block.commit
-            frame = take(min(_SLICE_S, max(deadline - time.monotonic(), 0.0)))
+            frame = take(max(deadline - time.monotonic(), 0.0))
             if frame is not None:
                 return frame
             if self._listener is None:
@@ -522,6 +515,13 @@ class DataBlockConsumer:
             if self._listener is not None or block.segment.is_closed:
                 self._sleep(block, seen, deadline)
                 is_quiet = block.commit == seen
+
+    def _copy(
+        self, in_order: bool, out: npt.NDArray[Any] | None, timeout_s: float | None
+    ) -> Frame | None:
+        if out is not None:
+            self._reader.check(out)
+        return self._reader.way.read(Frame, in_order, out, timeout_s)
 
     def _look_after(
         self,
@@ -613,7 +613,7 @@ class DataBlockConsumer:
 
     def _sleep(self, block: DataBlock, seen: int, deadline: float) -> None:
         """Sleep until something may have changed, at most one slice."""
-        slice_s = min(_SLICE_S, max(deadline - time.monotonic(), 0.0))
+        slice_s = min(SLICE, max(deadline - time.monotonic(), 0.0))
         if block.segment.is_closed:
             time.sleep(min(slice_s, _AWAY_NAP_S))
         elif self._listener is not None:

@@ -103,9 +103,8 @@ class LiveView(Frame):
 
     __slots__ = ()
 
-    def is_valid(self) -> bool:
-        """Whether the frame still lies there, untouched by the producer."""
-        return self.is_in_place()
+    # Whether the frame still lies there, untouched by the producer.
+    is_valid = FrameRecord.is_in_place
 
     def copy(self) -> npt.NDArray[Any]:
         """Return the data as an array of the caller's own.

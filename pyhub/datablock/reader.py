@@ -34,14 +34,18 @@ _numbers = itertools.count(1)
 class Reader:
     """One reader's way through the frames of a channel, segment after segment.
 
-    What it takes is None if there is nothing, also after waiting for at most
-    `wait_s`, if its strategy waits by itself.
-
     Attributes
     ----------
     name
         Under which the channel admitted it; None: it did not have to.
+    way
+        What takes frames: the cursor itself, or one that also tells producers
+        how far an admitted reader is. Its `read` and `look` give None if there
+        is nothing, also after waiting for a slice of `timeout_s`, if the
+        strategy waits by itself.
     """
+
+    way: Cursor | _Admitted | _Nothing
 
     def __init__(
         self, channel: str, policy: Policy, name: str | None, wait: Wait, leases: str
@@ -49,10 +53,11 @@ class Reader:
         self.channel = channel
         self.policy = policy
         self.name = name
+        self.way = _Nothing()
         self._wait = wait
         self._leases = leases
-        self._admission: Admission | None = None
         self._cursor: Cursor | None = None
+        self._layout: FrameLayout | None = None
 
     def begin(
         self, block: DataBlock, layout: FrameLayout, *, from_first: bool, is_restart: bool
@@ -65,26 +70,32 @@ class Reader:
             The channel has no place, or a reader of that name.
         """
         self.leave()
-        cursor = Cursor(block, from_first=from_first, former=self._cursor, is_restart=is_restart)
+        way: Cursor | _Admitted
+        way = cursor = Cursor(
+            block, from_first=from_first, former=self._cursor, is_restart=is_restart
+        )
         table = None
         if self.name is not None:
             table = ReaderTable.attach(block, self._leases)
-            self._be_admitted(cursor, table, self.name, from_first)
+            way = _Admitted(cursor, self._be_admitted(cursor, table, self.name, from_first))
         if self._wait.is_native:
             cursor.wait_by(self._wait.spin_s)
             if self._wait.sleeps:
                 self._let_sleep(cursor, table)
         self._cursor = cursor
         self._layout = layout
+        self.way = way
 
-    def _be_admitted(self, cursor: Cursor, table: ReaderTable, name: str, from_first: bool) -> None:
+    def _be_admitted(
+        self, cursor: Cursor, table: ReaderTable, name: str, from_first: bool
+    ) -> Admission:
         if table.patience_s == 0 and self.policy in (Policy.BLOCK, Policy.DROP_NEWEST):
             raise AdmissionRefused(
                 f"channel {self.channel!r} waits for no reader (it was created with patience_s=0), "
                 f"and policy {str(self.policy)!r} asks for that.\n"
                 "  Use policy 'drop_oldest', or create the channel with patience."
             )
-        self._admission = Admission.admit(
+        return Admission.admit(
             cursor, table, name, self.policy.code, from_first, process_lease(self._leases),
             _ADMISSION_S,
         )  # fmt: skip
@@ -98,9 +109,8 @@ class Reader:
 
     def leave(self) -> None:
         """Give the place among the admitted readers up, if there is one."""
-        admission, self._admission = self._admission, None
-        if admission is not None:
-            admission.leave()
+        if isinstance(self.way, _Admitted):
+            self.way.leave()
 
     # --- Facts ---
 
@@ -127,32 +137,7 @@ class Reader:
 
     # --- Taking ---
 
-    def copy(self, in_order: bool, out: npt.NDArray[Any] | None, wait_s: float) -> Frame | None:
-        """Copy the next frame, or the newest, or the newest parameters.
-
-        A channel of parameters only gives each newest object.
-        """
-        cursor = self._cursor
-        if cursor is None:
-            return None
-        if out is not None:
-            self._check(out)
-        frame = cursor.read(Frame, in_order, out, wait_s)
-        if frame is not None and self._admission is not None:
-            self._pass(cursor, frame)
-        return frame
-
-    def look(self, in_order: bool, wait_s: float) -> LiveView | None:
-        """Do the same where the frame lies."""
-        cursor = self._cursor
-        if cursor is None:
-            return None
-        frame = cursor.look(LiveView, in_order, wait_s)
-        if frame is not None and self._admission is not None:
-            self._pass(cursor, frame)
-        return frame
-
-    def pin(self, in_order: bool, wait_s: float) -> PinnedFrame | None:
+    def pin(self, in_order: bool, timeout_s: float | None) -> PinnedFrame | None:
         """Pin the next frame, or the newest if it was not given yet.
 
         Raises
@@ -164,42 +149,95 @@ class Reader:
         LayoutError
             The channel has no frames, only parameters.
         """
-        admission, cursor = self._admission, self._cursor
-        if cursor is None:
+        if self._cursor is None:
             return None
-        if admission is None:
+        if not isinstance(self.way, _Admitted):
             raise AdmissionRefused(
                 f"this reader of channel {self.channel!r} may not pin: it was not admitted.\n"
                 "  Give it a name or a policy: attach(..., reader='viewer')."
             )
-        if cursor.block.structured_buffer_capacity == 0:
+        if self._cursor.block.structured_buffer_capacity == 0:
             raise LayoutError(
                 f"channel {self.channel!r} has parameters only: there is no frame to pin.\n"
                 "  Use read(), which copies them."
             )
-        frame = admission.pin(cursor, PinnedFrame, in_order, wait_s)
-        if frame is not None:
-            try:
-                self._pass(cursor, frame)
-            except BaseException:  # closed meanwhile, or Ctrl-C
-                frame.release()
-                raise
-        return frame
+        return self.way.pin(in_order, timeout_s)
 
-    def _pass(self, cursor: Cursor, frame: Frame) -> None:
-        """Tell producers how far it is."""
-        admission = self._admission  # which a close in another thread takes away
-        if admission is not None:
-            admission.pass_(cursor, cursor.lag_frames + frame.n_lost)
-
-    def _check(self, out: npt.NDArray[Any]) -> None:
+    def check(self, out: npt.NDArray[Any]) -> None:
+        """See that a frame can be read into `out`."""
         layout = self._layout
+        if layout is None:
+            return  # there is nothing to read yet
         if out.dtype != layout.dtype or out.shape != layout.shape or not out.flags.c_contiguous:
             raise LayoutError(
                 f"out is {out.dtype} {out.shape}, the frames of channel {self.channel!r} are "
                 f"{layout.dtype} {layout.shape}.\n"
                 f"  Use numpy.empty({layout.shape}, {str(layout.dtype)!r}), C-contiguous."
             )
+
+
+class _Nothing:
+    """The way of a reader that has not begun."""
+
+    def read(self, *_: object) -> None:
+        """Take no frame."""
+
+    def look(self, *_: object) -> None:
+        """Take no frame."""
+
+
+class _Admitted:
+    """The way of a reader with a place: each frame is told to producers."""
+
+    def __init__(self, cursor: Cursor, admission: Admission) -> None:
+        self._cursor = cursor
+        self._admission: Admission | None = admission
+
+    def leave(self) -> None:
+        """Give the place up."""
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.leave()
+
+    def read(
+        self,
+        kind: type[Frame],
+        in_order: bool,
+        out: npt.NDArray[Any] | None,
+        timeout_s: float | None,
+    ) -> Frame | None:
+        """Do what the cursor does."""
+        frame = self._cursor.read(kind, in_order, out, timeout_s)
+        if frame is not None:
+            self._pass(frame)
+        return frame
+
+    def look(
+        self, kind: type[LiveView], in_order: bool, timeout_s: float | None
+    ) -> LiveView | None:
+        """Do what the cursor does."""
+        frame = self._cursor.look(kind, in_order, timeout_s)
+        if frame is not None:
+            self._pass(frame)
+        return frame
+
+    def pin(self, in_order: bool, timeout_s: float | None) -> PinnedFrame | None:
+        """Pin a frame where it lies."""
+        if self._admission is None:
+            return None  # closed: the consumer says so
+        frame = self._admission.pin(self._cursor, PinnedFrame, in_order, timeout_s)
+        if frame is not None:
+            try:
+                self._pass(frame)
+            except BaseException:  # closed meanwhile, or Ctrl-C
+                frame.release()
+                raise
+        return frame
+
+    def _pass(self, frame: Frame) -> None:
+        admission = self._admission  # which a close in another thread takes away
+        if admission is not None:
+            admission.pass_(self._cursor, self._cursor.lag_frames + frame.n_lost)
 
 
 class ReaderState(NamedTuple):

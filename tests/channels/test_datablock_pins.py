@@ -30,7 +30,7 @@ from pyhub import (
     PinnedFrame,
     WaitTimeout,
 )
-from pyhub.datablock.reader import Reader, ReaderState, admitted_readers
+from pyhub.datablock.reader import ReaderState, admitted_readers
 from pyhub.names import lease_path
 
 Start = Callable[..., Any]
@@ -776,13 +776,14 @@ def test_a_close_right_after_a_pin_was_set_leaves_none(
 ) -> None:
     """As another thread may: between the pin and its frame."""
     publish(cam, 1)
-    pass_ = Reader._pass
+    way: Any = view._reader.way
+    pass_ = way._pass
 
-    def close_first(self: Reader, *arguments: Any) -> Any:
+    def close_first(*arguments: Any) -> Any:
         view.close()
-        return pass_(self, *arguments)
+        return pass_(*arguments)
 
-    monkeypatch.setattr(Reader, "_pass", close_first)
+    monkeypatch.setattr(way, "_pass", close_first)
     with contextlib.suppress(ChannelClosed):
         view.pin(0).release()
     gc.collect()
@@ -795,8 +796,8 @@ def test_a_close_while_a_frame_is_counted_is_told_as_one(
 ) -> None:
     """As another thread may: between two lines of the reader."""
     publish(cam, 1)
-    admission = view._reader._admission
-    assert admission is not None
+    way: Any = view._reader.way
+    admission = way._admission
 
     class Closing:
         def __getattr__(self, name: str) -> Any:
@@ -806,7 +807,7 @@ def test_a_close_while_a_frame_is_counted_is_told_as_one(
             view.close()
             admission.pass_(*arguments)
 
-    view._reader._admission = Closing()  # type: ignore[assignment]
+    way._admission = Closing()
     with pytest.raises(ChannelClosed, match="this reader of channel 'cam' was closed"):
         getattr(view, call)(0)
     gc.collect()
