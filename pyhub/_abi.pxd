@@ -189,6 +189,7 @@ cdef extern from "pyhub/datablock.h" nogil:
         uint64_t size
         uint64_t slot
         uint64_t newest
+        uint64_t n_slots
         uint64_t flex_version
         uint64_t flex_size
         uint32_t flex_encoding

@@ -188,6 +188,7 @@ typedef struct phb_frame {
     uint64_t size;        /* bytes of data */
     uint64_t slot;        /* where it lies */
     uint64_t newest;      /* position of the newest frame that was seen with it */
+    uint64_t n_slots;     /* of the ring */
     uint64_t n_dropped;   /* frames dropped before it, ever */
     uint64_t flex_version;
     uint64_t flex_size;

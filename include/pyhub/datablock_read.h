@@ -72,6 +72,7 @@ static inline int phb_datablock_find(const phb_datablock *db, const uint64_t *po
     }
     out->position = position ? *position : now.position;
     out->newest = now.position;
+    out->n_slots = db->constants.n_slots;
     out->version = now.structured_buffer_version; /* of the newest; below: of this one */
     const uint64_t behind = now.position - out->position;
     const uint32_t n_slots = db->constants.n_slots;
@@ -207,8 +208,8 @@ static inline void phb_cursor_pass(phb_cursor *cursor, const phb_frame *frame)
     if (frame->has_data) {
         if (frame->version - cursor->version > 1) {
             const uint64_t n_since = cursor->position - cursor->lapped_at;
-            cursor->margin = n_since <= 2 * cursor->margin ? 2 * cursor->margin + 1
-                                                           : cursor->margin / 2;
+            const uint64_t more = 2 * cursor->margin + 1, most = frame->n_slots / 4;
+            cursor->margin = n_since >= more ? cursor->margin / 2 : more < most ? more : most;
             cursor->lapped_at = frame->position;
         }
         cursor->position = frame->position;
@@ -250,6 +251,7 @@ static inline int phb_datablock_follow(const phb_datablock *db, const phb_cursor
     }
     out->position = position;
     out->newest = is_passed ? cursor->newest : position;
+    out->n_slots = db->constants.n_slots;
     out->version = phb_load64(&slot->version);
     out->frame_id = phb_load64(&slot->frame_id);
     out->timestamp_ns = phb_load64(&slot->timestamp_ns);
@@ -303,10 +305,9 @@ static inline int phb_datablock_seek(const phb_datablock *db, const phb_cursor *
             now.newest_slot % n_slots + n_slots - (now.n_filled - 1) % n_slots;
         const uint64_t version = phb_load64(&db->slots[oldest % n_slots].version);
         const int has_lost = (int64_t)(version - cursor->version) > 1;
-        const uint64_t most = now.n_filled / 4, more = cursor->margin < most ? cursor->margin : most;
         *position = now.position - now.n_filled + 1;
         if (has_lost && now.n_filled > 2) {
-            *position += more > 1 ? more : 1;
+            *position += cursor->margin > 1 ? cursor->margin : 1;
         }
     }
     return 1;

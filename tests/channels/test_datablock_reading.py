@@ -234,6 +234,32 @@ def test_a_reader_that_was_lapped_goes_on_with_what_is_left(
     assert n_left == (cam.n_slots - 1 if cam.n_slots > 2 else cam.n_slots)
 
 
+def test_a_reader_that_is_lapped_again_and_again_leaves_out_more() -> None:
+    """Up to a quarter of the ring; less again once it keeps up for a while."""
+    with (
+        DataBlockProducer.create("ring", dtype="u1", shape=4, slots=16) as cam,
+        DataBlockConsumer.attach("ring", policy="every") as view,
+    ):
+
+        def lap() -> int:
+            """Frames that it leaves out of those that are there."""
+            for value in range(40):
+                cam.put(np.full(4, value, "u1"))
+            oldest = cam.header().structured_buffer_version - 16
+            return view.read(0).frame_id - oldest
+
+        left_out = [lap() for _ in range(6)]
+        assert left_out[0] == 1
+        assert left_out == sorted(left_out)
+        assert left_out[-1] == 4
+        for _ in range(3):  # it reads all that there is before it is lapped
+            while view.lag_frames:
+                view.read(0)
+            left_out.append(lap())
+        assert left_out[-1] < 4
+        assert view.n_read + view.n_lost == cam.header().structured_buffer_version - view.lag_frames
+
+
 def test_two_ways_of_reading_share_one_count(
     cam: DataBlockProducer, view: DataBlockConsumer
 ) -> None:
