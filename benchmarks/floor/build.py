@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -40,9 +41,10 @@ def _compile() -> None:
     from setuptools import Distribution, Extension
 
     extension = Extension("_floor", [str(_HERE / "_floor.pyx")], extra_compile_args=["-O3"])
-    modules = cythonize([extension], build_dir=str(_HERE / "build"), quiet=True)
-    command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
-    command.build_lib = str(_HERE)
-    command.build_temp = str(_HERE / "build")
-    command.ensure_finalized()
-    command.run()
+    with tempfile.TemporaryDirectory() as scratch:
+        modules = cythonize([extension], build_dir=scratch, quiet=True)
+        command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
+        command.build_lib = str(_HERE)
+        command.build_temp = scratch
+        command.ensure_finalized()
+        command.run()
