@@ -211,6 +211,7 @@ cdef extern from "pyhub/datablock.h" nogil:
         uint32_t gate
         uint32_t slot
         uint32_t entry
+        phb_snapshot base
     ctypedef struct phb_reader:
         phb_readers *table
         uint32_t at
@@ -239,6 +240,7 @@ cdef extern from "pyhub/datablock.h" nogil:
     int phb_datablock_end(phb_datablock *, const phb_update *, phb_snapshot *)
     int phb_datablock_drop(phb_datablock *)
     int phb_datablock_abort(phb_datablock *)
+    int phb_datablock_is_awaited(const phb_datablock *, uint64_t seen)
     int phb_datablock_is_mine(const phb_datablock *)
     int phb_datablock_recover(phb_datablock *)
     int phb_datablock_admit(const phb_datablock *, phb_readers *, phb_reader *,

@@ -60,6 +60,9 @@ FLEX_JSON = PHB_FLEX_JSON
 MAX_SLOTS = PHB_MAX_SLOTS
 MAX_READERS = PHB_MAX_READERS
 
+cdef object _ALL = ...
+
+
 cdef int open_buffer(FlexBuffer *buffer, uint64_t capacity) except -1:
     buffer.at = buffer.stack
     if capacity > STACK_BYTES:
@@ -279,19 +282,18 @@ cdef class DataBlock:
         self.full_shape = shape
         self.views = [None] * self.db.constants.n_slots
 
-    def slot_view(self, uint64_t slot):
-        """Slot `slot` as an array, whole; writable if it was mapped by a producer."""
-        return self.view(slot, self.db.constants.structured_buffer_capacity)
-
     cdef object view(self, uint64_t slot, uint64_t size):
-        """The frame of `size` bytes in slot `slot`.
+        """The frame of `size` bytes in slot `slot`; writable if a producer mapped it.
 
-        Arrays are made once, and given to everybody: they keep the mapping alive.
+        An array of the caller's own, who may change its shape: a view of one that
+        is made once for each slot. It keeps the mapping alive.
         """
         array = self.views[slot]
         if array is None:
             array = self.views[slot] = np.ndarray(self.full_shape, self.dtype_, self.segment,
                                                   self.slot_offset(slot))
+        if size == self.db.constants.structured_buffer_capacity:
+            return array[_ALL]
         return self.first_rows(array, size)
 
     cdef object first_rows(self, array, uint64_t size):

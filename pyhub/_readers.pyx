@@ -42,7 +42,6 @@ from pyhub._datablock cimport DataBlock, FlexBuffer, close_buffer, open_buffer
 from pyhub._reading cimport Cursor, FrameRecord, make
 
 import os
-from functools import partial
 
 from pyhub import errors
 
@@ -235,6 +234,7 @@ cdef class Admission:
         cdef FlexBuffer flex
         cdef phb_frame frame
         cdef FrameRecord record
+        cdef Pin hold = Pin.__new__(Pin)
         cdef uint64_t commit
         cdef int64_t deadline = 0
         cdef uint32_t pin = 0
@@ -264,7 +264,9 @@ cdef class Admission:
                 reader = self._use()
             try:
                 record = cursor.given(make(kind), &frame, flex.at, None)
-                record._release = partial(self.unpin, pin)
+                hold.admission = self
+                hold.number = pin
+                record._release = hold
                 return record
             except BaseException:
                 self.unpin(pin)
@@ -282,3 +284,20 @@ cdef class Admission:
         if self.has_place and self.generation == fork_generation():
             phb_readers_leave_place(&self.table.c, self.c.at)
         self.has_place = False
+
+
+@cython.final
+@cython.auto_pickle(False)
+@cython.no_gc_clear  # its end still needs the admission
+cdef class Pin:
+    """Holds one frame; producers may overwrite it once nobody holds this.
+
+    In C to its end: no signal handler can run in between, and keep it from that.
+    """
+
+    cdef Admission admission
+    cdef uint32_t number
+
+    def __dealloc__(self):
+        if self.admission is not None:
+            self.admission.unpin(self.number)

@@ -286,6 +286,9 @@ cdef class Cursor:
                 if record is None and self.waits:
                     # Not when the frame is there: then every instruction delays it.
                     record = make(kind)
+                    record.slot = (self.c.slot + 1) % block.db.constants.n_slots
+                    record.data = block.view(record.slot,
+                                             block.db.constants.structured_buffer_capacity)
                 if not self._wait(commit, timeout_s, &deadline):
                     return None
         finally:
@@ -355,7 +358,9 @@ cdef int _describe(FrameRecord record, DataBlock block, const phb_frame *frame,
     elif not frame.has_data:
         record.data = _empty(0, block.dtype_)
     elif data is None:
-        record.data = block.view(frame.slot, frame.size)
+        if (record.data is None or record.slot != frame.slot
+                or frame.size != block.db.constants.structured_buffer_capacity):
+            record.data = block.view(frame.slot, frame.size)
         record.block = block
         record.slot = frame.slot
         record.position = frame.position

@@ -1,11 +1,15 @@
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Any, Final, Self, final
 
 import numpy.typing as npt
 from typing_extensions import disjoint_base
 
 from pyhub._datablock import DataBlock
+
+DEFAULT_TIMEOUT_S: Final[float]
+
+def checked_number(what: str, value: Any) -> int: ...
 
 @disjoint_base
 class Writer:

@@ -23,6 +23,7 @@ from pyhub._abi cimport (
     phb_datablock_drop,
     phb_datablock_end,
     phb_datablock_flex,
+    phb_datablock_is_awaited,
     phb_datablock_is_mine,
     phb_datablock_try_begin,
     phb_load32,
@@ -32,11 +33,18 @@ from pyhub._abi cimport (
 from pyhub._core cimport Segment, deadline_after, error_for
 from pyhub._datablock cimport NOGIL_BYTES, DataBlock
 
+import operator
+
 import numpy as np
 
 from pyhub import errors
-from pyhub._datablock import FLEX_MSGPACK as _MSGPACK
+from pyhub._datablock import FLEX_JSON, FLEX_MSGPACK
 from pyhub.process import process_state
+
+cdef tuple _ENCODINGS = (FLEX_MSGPACK, FLEX_JSON)
+
+# How long a producer waits for another one to end its publication.
+DEFAULT_TIMEOUT_S = 5.0
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -56,7 +64,7 @@ cdef class Writer:
         self._block = block
         self._notify = notify
 
-    def publish(self, *, timeout_s=5.0):
+    def publish(self, *, timeout_s=DEFAULT_TIMEOUT_S):
         """Return a context that publishes, at its end, what was filled in.
 
         ::
@@ -71,7 +79,7 @@ cdef class Writer:
         cdef Publication publication = Publication.__new__(Publication)
         publication.writer = self
         publication.timeout_s = timeout_s
-        publication.flex_encoding = _MSGPACK
+        publication.flex_encoding = FLEX_MSGPACK
         publication.flex_size = -1
         return publication
 
@@ -224,7 +232,11 @@ cdef class Writer:
         if frame_id is not None:
             number = frame_id
             update.frame_id = &number
-        status = phb_datablock_end(&block.db, &update, &published)
+        if phb_datablock_is_awaited(&block.db, block.db.base.commit):
+            with nogil:  # waking takes longer than all the rest
+                status = phb_datablock_end(&block.db, &update, &published)
+        else:
+            status = phb_datablock_end(&block.db, &update, &published)
         if status == PHB_OK:
             Py_DECREF(segment)
             if self._notify is not None:
@@ -277,6 +289,11 @@ cdef class Writer:
         try:
             if has_data and not self._is_whole(&data):
                 return None
+            if not has_data and packed is None:
+                raise errors.LayoutError(
+                    f"put() was given nothing to publish on channel {block.segment.name!r}.\n"
+                    "  Give it data, flex, or both."
+                )
             self._begin(timeout_s)
             try:
                 if packed is not None:
@@ -285,9 +302,6 @@ cdef class Writer:
                 if has_data:
                     self._copy_bytes(&data)
                     zones |= PHB_ZONE_STRUCTURED
-                if zones == 0:
-                    block.abort()
-                    return True
                 return bool(self._end(zones, block.db.constants.structured_buffer_capacity,
                                       flex_size, encoding, frame_id, timestamp_ns))
             except BaseException:
@@ -332,21 +346,29 @@ cdef class Publication:
 
     cdef Writer writer
     cdef object timeout_s
-    cdef public object frame_id
-    cdef public uint64_t timestamp_ns
+    cdef object frame_id_
+    cdef uint64_t timestamp_ns_
     cdef public object n_rows
     cdef object encoding_
     cdef object flex_
     cdef int flex_encoding
     cdef int64_t flex_size  # -1: no parameters were filled in
     cdef bint has_data
-    cdef readonly bint is_dropped  # admitted readers left no slot: counted, not published
+    cdef readonly bint is_dropped
+    cdef bint is_used
+    cdef object given  # the array that `data` was last
 
     def __init__(self):
         raise TypeError("use producer.publish()")
 
     def __enter__(self):
+        if self.is_used:
+            raise errors.PublishError(
+                f"this publication of channel {self.writer._block.segment.name!r} was used.\n"
+                "  Call publish() for each frame."
+            )
         self.writer._begin(self.timeout_s)
+        self.is_used = True
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -363,7 +385,7 @@ cdef class Publication:
         try:
             self.is_dropped = not writer._end(
                 zones, self._valid_bytes(), max(self.flex_size, 0), self.flex_encoding,
-                self.frame_id, self.timestamp_ns,
+                self.frame_id_, self.timestamp_ns_,
             )
         except BaseException:
             self.is_dropped = False
@@ -373,16 +395,32 @@ cdef class Publication:
     @property
     def data(self):
         """The frame: a writable array in shared memory, valid inside the block."""
-        array = self.writer._take_data()
+        self.given = self.writer._take_data()
         self.has_data = True
         self.is_dropped = self.writer._is_dropped
-        return array
+        return self.given
 
     @data.setter
     def data(self, value):
         # Lets `slot.data += image` and `slot.data = image` do what they say.
-        if not (self.has_data and value is self.writer._take_data()):
+        if not (self.has_data and value is self.given):
             self.copy_from(np.asarray(value))
+
+    @property
+    def frame_id(self):
+        return self.frame_id_
+
+    @frame_id.setter
+    def frame_id(self, value):
+        self.frame_id_ = None if value is None else checked_number("frame_id", value)
+
+    @property
+    def timestamp_ns(self):
+        return self.timestamp_ns_
+
+    @timestamp_ns.setter
+    def timestamp_ns(self, value):
+        self.timestamp_ns_ = checked_number("timestamp_ns", value)
 
     @property
     def encoding(self):
@@ -390,6 +428,10 @@ cdef class Publication:
 
     @encoding.setter
     def encoding(self, value):
+        if value not in _ENCODINGS:
+            raise errors.CodecError(
+                f"encoding={value!r} is none that a reader knows.\n  Use pyhub.Encoding."
+            )
         self.encoding_ = value
 
     @property
@@ -425,15 +467,30 @@ cdef class Publication:
         cdef DataBlock block = self.writer._block
         if self.n_rows is None or not self.has_data:
             return block.db.constants.structured_buffer_capacity
-        if not block.full_shape or not 0 <= self.n_rows <= block.full_shape[0]:
+        n_rows = operator.index(self.n_rows)  # numpy's own would wrap around
+        if not block.full_shape or not 0 <= n_rows <= block.full_shape[0]:
             raise errors.CapacityError(
-                f"n_rows={self.n_rows}: a frame of channel {block.segment.name!r} has shape "
+                f"n_rows={n_rows}: a frame of channel {block.segment.name!r} has shape "
                 f"{block.full_shape}."
             )
-        if self.n_rows == block.full_shape[0]:
+        if n_rows == block.full_shape[0]:
             return block.db.constants.structured_buffer_capacity
-        return self.n_rows * (block.db.constants.structured_buffer_capacity
+        return n_rows * (block.db.constants.structured_buffer_capacity
                               // <uint64_t>block.full_shape[0])
+
+
+def checked_number(str what, value):
+    """`value` as an integer that a header can hold."""
+    number = operator.index(value)
+    if not 0 <= number < 1 << 64:
+        raise errors.LayoutError(f"{what}={value} is no {_MEANING[what]}, in 64 bits.")
+    return number
+
+
+_MEANING = {
+    "frame_id": "number of a frame.\n  Count from 0",
+    "timestamp_ns": "time.\n  Give ns since 1970, from 0",
+}
 
 
 cdef object _writer_stalled(str name, uint32_t pid, timeout_s):

@@ -66,6 +66,8 @@ def encode(parameters: dict[str, Any], encoding: Encoding = Encoding.MSGPACK) ->
         )
     if encoding == Encoding.JSON:
         return _encode_json(parameters)
+    if encoding != Encoding.MSGPACK:
+        raise CodecError(f"encoding={encoding!r} is none of pyhub's.\n  Use pyhub.Encoding.")
     try:
         packed: bytes = _packer().pack(parameters)
     except CodecError:

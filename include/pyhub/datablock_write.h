@@ -376,11 +376,16 @@ typedef struct phb_update {
     uint64_t timestamp_ns;     /* 0: now */
 } phb_update;
 
-/* Wake the readers that sleep and have not seen the commit after `seen`: phb_waiting. */
+/* Does a reader sleep that has not seen the commit after `seen`? phb_waiting. */
+static inline int phb_datablock_is_awaited(const phb_datablock *db, uint64_t seen)
+{
+    return (int64_t)(phb_load64(&db->readers.control->awaited) - seen) >= 0;
+}
+
 static inline void phb_datablock_wake(phb_datablock *db, uint64_t seen)
 {
     phb_fence_full(); /* partner: the fence in phb_wait_change */
-    if ((int64_t)(phb_load64(&db->readers.control->awaited) - seen) >= 0) {
+    if (phb_datablock_is_awaited(db, seen)) {
         phb_futex_wake(phb_low_half(&db->control->commit));
     }
 }

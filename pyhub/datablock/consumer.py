@@ -42,9 +42,6 @@ _log = logging.getLogger("pyhub.datablock")
 # appears, for which nobody can notify.
 _AWAY_NAP_S = 0.01
 
-# A coroutine that watches the commit word looks this often.
-_ASYNC_NAP_S = 0.001
-
 _T = TypeVar("_T", Frame, LiveView, PinnedFrame)
 
 
@@ -382,8 +379,7 @@ class DataBlockConsumer:
             elif self._listener is not None:
                 await self._listener.wait_async(block, seen, slice_s)
             else:
-                nap_s = _ASYNC_NAP_S if self._wait.sleeps else 0.0
-                await watch_word(block, seen, slice_s, nap_s)
+                await watch_word(block, seen, slice_s, *([] if self._wait.sleeps else [0.0]))
             is_quiet = block.commit == seen
 
     def frames(self, timeout_s: float | None = None, *, follow: bool = False) -> Iterator[Frame]:

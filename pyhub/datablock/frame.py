@@ -60,13 +60,23 @@ class Frame(FrameRecord):
         return self._flex
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What is copied, or pickled, is a frame of its own.
+        # What is copied, or pickled, is a frame of its own, and whole.
+        data = self.data.copy()
+        if self.channel is not None and not self.is_in_place():
+            raise self._overrun()
         facts = (
-            self.data.copy(), self.frame_id, self.timestamp_ns, self.version, self.flex_version,
+            data, self.frame_id, self.timestamp_ns, self.version, self.flex_version,
             self.encoding, self.packed,
         )  # fmt: skip
         told = {name: getattr(self, name) for name in _TOLD}
         return _copied, (facts, told)
+
+    def _overrun(self) -> Overrun:
+        return Overrun(
+            f"frame {self.frame_id} of channel {self.channel!r} was overwritten while it was "
+            "copied.\n"
+            "  Use read(), which retries, or give the channel more slots."
+        )
 
     def __repr__(self) -> str:
         return (
@@ -95,8 +105,7 @@ class LiveView(Frame):
     Attributes
     ----------
     data
-        Read-only array on the shared memory: the same object for each frame
-        in that slot.
+        Read-only array on the shared memory.
     frame_id, timestamp_ns, version, flex and the others
         As for `Frame`; `flex` is a copy and always belongs to the frame.
     """
@@ -116,11 +125,7 @@ class LiveView(Frame):
         """
         copied = np.array(self.data)
         if not self.is_valid():
-            raise Overrun(
-                f"frame {self.frame_id} of channel {self.channel!r} was overwritten while it was "
-                "copied.\n"
-                "  Use read(), which retries, or give the channel more slots."
-            )
+            raise self._overrun()
         return copied
 
     def __enter__(self) -> LiveView:

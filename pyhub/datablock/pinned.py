@@ -31,9 +31,7 @@ class PinnedFrame(Frame):
 
     def release(self) -> None:
         """Let producers overwrite the frame. May be called twice."""
-        release, self._release = self._release, None
-        if release is not None:
-            release()
+        self._release = None
 
     @property
     def is_pinned(self) -> bool:
@@ -49,9 +47,6 @@ class PinnedFrame(Frame):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.release()
-
-    def __del__(self) -> None:
         self.release()
 
     def __dlpack__(

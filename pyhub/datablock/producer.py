@@ -14,9 +14,10 @@ import numpy as np
 
 from pyhub._core import lease_is_alive, process_lease, remove_dead
 from pyhub._datablock import MAX_READERS, MAX_SLOTS, DataBlock
+from pyhub._writing import DEFAULT_TIMEOUT_S, checked_number
 from pyhub.codec import Encoding, encode
 from pyhub.datablock.notice import Notify
-from pyhub.datablock.publisher import DEFAULT_TIMEOUT_S, Publisher
+from pyhub.datablock.publisher import Publisher
 from pyhub.errors import CapacityError, LayoutError, SegmentExists
 from pyhub.layout import FrameLayout, dtype_to_text
 from pyhub.names import check_name, lease_path, segment_path
@@ -227,10 +228,10 @@ class DataBlockProducer(Publisher):
         """
         # All that can fail comes before the slot is opened: what it holds is lost then.
         packed = None if flex is None else encode(flex, encoding)
-        if frame_id is not None and not 0 <= frame_id < 1 << 64:
-            raise LayoutError(
-                f"frame_id={frame_id} is no number of a frame.\n  Count from 0, in 64 bits."
-            )
+        if frame_id is not None:
+            frame_id = checked_number("frame_id", frame_id)
+        if timestamp_ns != 0:
+            timestamp_ns = checked_number("timestamp_ns", timestamp_ns)
         array = None if data is None else np.asarray(data)
         done = self._put(array, packed, frame_id, timestamp_ns, encoding, timeout_s)
         if done is not None:

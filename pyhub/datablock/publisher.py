@@ -10,7 +10,7 @@ import numpy as np
 
 from pyhub._core import process_lease
 from pyhub._datablock import ZONE_FLEX, ZONE_STRUCTURED, DataBlock
-from pyhub._writing import Writer
+from pyhub._writing import DEFAULT_TIMEOUT_S, Writer
 from pyhub.codec import Encoding, encode
 from pyhub.datablock.block_layout import block_layout
 from pyhub.datablock.header import Header, read_header
@@ -21,12 +21,10 @@ from pyhub.names import lease_path
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["DEFAULT_TIMEOUT_S", "Publisher"]
+__all__ = ["Publisher"]
 
 _log = logging.getLogger("pyhub.datablock")
 
-# How long a producer waits for another one to end its publication.
-DEFAULT_TIMEOUT_S = 5.0
 # A producer that does not own its channel looks this often whether the owner lives.
 _LOOK_S = 0.05
 

@@ -9,6 +9,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from pyhub._core import lease_is_alive, process_lease
 from pyhub._datablock import DataBlock
 from pyhub._readers import Admission, ReaderTable
@@ -168,6 +170,10 @@ class Reader:
         layout = self._layout
         if layout is None:
             return  # there is nothing to read yet
+        if not isinstance(out, np.ndarray):
+            raise TypeError(f"out is {type(out).__name__}, not a numpy array to copy into")
+        if not out.flags.writeable:
+            raise LayoutError("out is read-only.\n  Give an array that can be written to.")
         if out.dtype != layout.dtype or out.shape != layout.shape or not out.flags.c_contiguous:
             raise LayoutError(
                 f"out is {out.dtype} {out.shape}, the frames of channel {self.channel!r} are "

@@ -39,6 +39,21 @@ class Wait:
     name: str
     spin_s: float | None = 0.0
 
+    def __post_init__(self) -> None:
+        if self.name not in _SPIN_S:
+            raise ValueError(
+                f"wait={self.name!r} is none of 'notification', 'futex', 'spin', 'adaptive'."
+            )
+        if self.name != "adaptive":
+            object.__setattr__(self, "spin_s", _SPIN_S[self.name])
+        elif self.spin_s is None or not 0 <= self.spin_s <= 1:
+            raise ValueError(
+                f"spin_s={self.spin_s!r}: give 0 to 1 s; for longer there is Wait.spin()"
+            )
+
+    def __repr__(self) -> str:
+        return f"Wait.{self.name}({self.spin_s if self.name == 'adaptive' else ''})"
+
     @classmethod
     def notification(cls) -> Wait:
         """Sleep on the channel's notification socket, which can be polled. Needs a hub."""
@@ -56,7 +71,7 @@ class Wait:
     @classmethod
     def spin(cls) -> Wait:
         """Look at the commit word all the time. For a core that has nothing else to do."""
-        return cls("spin", None)
+        return cls("spin")
 
     @classmethod
     def adaptive(cls, spin_s: float = 100e-6) -> Wait:
@@ -67,8 +82,6 @@ class Wait:
         ValueError
             `spin_s` is no time from 0 to 1 s.
         """
-        if not 0 <= spin_s <= 1:
-            raise ValueError(f"spin_s={spin_s!r}: give 0 to 1 s; for longer there is Wait.spin()")
         return cls("adaptive", float(spin_s))
 
     @classmethod
@@ -82,17 +95,7 @@ class Wait:
         """
         if isinstance(wait, cls):
             return wait
-        make = {
-            "notification": cls.notification,
-            "futex": cls.futex,
-            "spin": cls.spin,
-            "adaptive": cls.adaptive,
-        }.get(str(wait))
-        if make is None:
-            raise ValueError(
-                f"wait={wait!r} is none of 'notification', 'futex', 'spin', 'adaptive'."
-            )
-        return make()
+        return cls.adaptive() if wait == "adaptive" else cls(str(wait))
 
     @property
     def is_native(self) -> bool:
@@ -103,6 +106,10 @@ class Wait:
     def sleeps(self) -> bool:
         """Whether producers have to wake it."""
         return self.spin_s is not None
+
+
+# What the strategies spin for; None: all the time.
+_SPIN_S = {"notification": 0.0, "futex": 0.0, "spin": None, "adaptive": 0.0}
 
 
 class Listener(Protocol):
@@ -128,7 +135,7 @@ class Listener(Protocol):
         """Let go of what it holds."""
 
 
-async def watch_word(block: DataBlock, seen: int, timeout_s: float, nap_s: float) -> None:
+async def watch_word(block: DataBlock, seen: int, timeout_s: float, nap_s: float = 0.001) -> None:
     """Look at the commit word every `nap_s` until it differs from `seen`."""
     import asyncio
 
@@ -140,7 +147,13 @@ async def watch_word(block: DataBlock, seen: int, timeout_s: float, nap_s: float
 
 def no_notifications(wait: Wait) -> PyhubError:
     """Return the error of a consumer that has no notification channel."""
+    if not wait.is_native:
+        return PyhubError(
+            "wait='notification' needs a hub, whose client listens.\n"
+            "  Use MessageHub().find_datablock_consumer(name), or wait='futex'."
+        )
     return PyhubError(
-        f"a consumer that waits by {wait.name!r} has no notification channel to poll.\n"
-        "  Get one with MessageHub().find_datablock_consumer(name), or use read(timeout_s=...)."
+        f"this consumer waits by {wait.name!r}, so it has no notification channel to poll.\n"
+        "  Get one that has with MessageHub().find_datablock_consumer(name), whose wait is\n"
+        "  'notification'; or use read(timeout_s=...)."
     )

@@ -199,7 +199,7 @@ class MessageHub:
         *,
         policy: Policy | str | None = None,
         reader: str | None = None,
-        wait: Wait | str = "notification",
+        wait: Wait | str | None = None,
         prefault: bool = False,
         timeout_s: float | None = 5.0,
     ) -> DataBlockConsumer:
@@ -217,7 +217,7 @@ class MessageHub:
         AdmissionRefused
             The channel does not admit that reader.
         """
-        wait = Wait.of(wait)
+        wait = Wait.of("notification" if wait is None else wait)
         listener = None if wait.is_native else self._listen(check_name(name))
         try:
             consumer = DataBlockConsumer(

@@ -23,9 +23,6 @@ from pyhub.hub.protocol import decode_notification, encode_notification
 
 __all__ = ["NotificationListener", "NotificationPublisher", "NotificationSocket"]
 
-# A coroutine that watches the commit word looks this often.
-_ASYNC_NAP_S = 0.001
-
 # The same message by Socket.send_multipart takes six times the instructions: it
 # also serves other kinds of socket, tracking, and memoryviews.
 _send = zmq.backend.Socket.send
@@ -160,7 +157,7 @@ class NotificationListener:
                 self._descriptor = os.dup(self._socket.fileno())
             descriptor = self._descriptor
         if not self._hears(block):
-            await watch_word(block, seen, timeout_s, _ASYNC_NAP_S)
+            await watch_word(block, seen, timeout_s)
             return
         import asyncio  # whoever calls this has it already
 

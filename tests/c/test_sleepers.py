@@ -49,7 +49,7 @@ def test_who_has_seen_a_publish_does_not_hide_who_has_not(build: Any, run: Any, 
 
 # Negative controls: with one line of a header broken, some are missed.
 AWAIT = "    while ((int64_t)(seen - said) > 0 && !phb_swap64(awaited, &said, seen)) {"
-IS_AWAITED = "    if ((int64_t)(phb_load64(&db->readers.control->awaited) - seen) >= 0) {"
+IS_AWAITED = "    return (int64_t)(phb_load64(&db->readers.control->awaited) - seen) >= 0;"
 WAKE = "        phb_futex_wake(phb_low_half(&db->control->commit));\n"
 
 

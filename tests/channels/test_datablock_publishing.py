@@ -575,7 +575,8 @@ def test_a_block_that_fills_in_nothing_publishes_nothing(
 ) -> None:
     with cam.publish():
         pass
-    cam.put()
+    with pytest.raises(LayoutError, match="nothing to publish"):
+        cam.put()
     assert (view.header().commit, view.header().is_writing, told) == (0, False, [])
 
 
