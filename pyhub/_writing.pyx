@@ -476,7 +476,7 @@ cdef class Publication:
         if n_rows == block.full_shape[0]:
             return block.db.constants.structured_buffer_capacity
         return n_rows * (block.db.constants.structured_buffer_capacity
-                              // <uint64_t>block.full_shape[0])
+                         // <uint64_t>block.full_shape[0])
 
 
 def checked_number(str what, value):

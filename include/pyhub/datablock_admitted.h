@@ -133,7 +133,8 @@ static inline int phb_datablock_pin_next(const phb_datablock *db, phb_reader *re
     uint32_t n_tries = db->constants.n_slots + 8;
     int status = PHB_EMPTY;
     memset(frame, 0, sizeof *frame);
-    while (n_tries-- && phb_datablock_seek(db, cursor, passed, &position)) {
+    while (n_tries-- &&
+           phb_datablock_seek(db, cursor, passed, status == PHB_OVERRUN, &position)) {
         status = phb_datablock_pin(db, reader, &position, flex, frame, pin);
         if (status != PHB_OVERRUN && status != PHB_SKIPPED) {
             return status;

@@ -209,7 +209,9 @@ static inline void phb_cursor_pass(phb_cursor *cursor, const phb_frame *frame)
         if (frame->version - cursor->version > 1) {
             const uint64_t n_since = cursor->position - cursor->lapped_at;
             const uint64_t more = 2 * cursor->margin + 1, most = frame->n_slots / 4;
-            cursor->margin = n_since >= more ? cursor->margin / 2 : more < most ? more : most;
+            cursor->margin = n_since >= frame->n_slots ? cursor->margin / 2
+                             : more < most             ? more
+                                                       : most;
             cursor->lapped_at = frame->position;
         }
         cursor->position = frame->position;
@@ -284,13 +286,14 @@ static inline int phb_datablock_read_following(const phb_datablock *db, const ph
 }
 
 /* The first position after `passed`, itself not before the cursor's, that may
- * still be there; false: none is published. When frames fell out of the ring it
+ * still be there; false: none is published. `is_overrun`: the one at `passed` was
+ * overwritten, so that the reader is at the ring's end. When frames fell out of the ring it
  * is the oldest but one: the oldest slot is the next to be overwritten. A reader
- * that is lapped again before it got far goes on with a later one, up to a quarter
- * of the ring: it would see little but frames that are being overwritten. But it
+ * that is lapped again within a ring goes on with a later one, up to a quarter of
+ * it: it would see little but frames that are being overwritten. But it
  * may be only positions without a frame that fell out (PHB_SKIPPED). */
 static inline int phb_datablock_seek(const phb_datablock *db, const phb_cursor *cursor,
-                                     uint64_t passed, uint64_t *position)
+                                     uint64_t passed, int is_overrun, uint64_t *position)
 {
     const uint64_t n_slots = db->constants.n_slots;
     phb_snapshot now;
@@ -300,14 +303,17 @@ static inline int phb_datablock_seek(const phb_datablock *db, const phb_cursor *
         return 0;
     }
     *position = passed + 1;
-    if (behind > now.n_filled) {
+    if (behind > now.n_filled || is_overrun) {
         const uint64_t oldest =
             now.newest_slot % n_slots + n_slots - (now.n_filled - 1) % n_slots;
         const uint64_t version = phb_load64(&db->slots[oldest % n_slots].version);
         const int has_lost = (int64_t)(version - cursor->version) > 1;
-        *position = now.position - now.n_filled + 1;
-        if (has_lost && now.n_filled > 2) {
-            *position += cursor->margin > 1 ? cursor->margin : 1;
+        uint64_t first = now.position - now.n_filled + 1;
+        if ((has_lost || is_overrun) && now.n_filled > 2) {
+            first += cursor->margin > 1 ? cursor->margin : 1;
+        }
+        if ((int64_t)(first - *position) > 0) {
+            *position = first;
         }
     }
     return 1;
@@ -325,7 +331,8 @@ static inline int phb_datablock_read_next(const phb_datablock *db, const phb_cur
         return PHB_OK;
     }
     memset(frame, 0, sizeof *frame);
-    while (n_tries-- && phb_datablock_seek(db, cursor, passed, &position)) {
+    while (n_tries-- &&
+           phb_datablock_seek(db, cursor, passed, status == PHB_OVERRUN, &position)) {
         status = phb_datablock_read(db, &position, data, flex, frame);
         if (status != PHB_OVERRUN && status != PHB_SKIPPED) {
             return status;

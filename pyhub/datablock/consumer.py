@@ -46,7 +46,7 @@ _T = TypeVar("_T", Frame, LiveView, PinnedFrame)
 
 
 class DataBlockConsumer:
-    """Reads the frames of a channel; never locks, and slows no producer unless admitted to.
+    """Reads the frames of a channel; never locks, and holds up no producer unless admitted to.
 
     A consumer outlives its producers. When one comes back under the same name,
     with the same or another shape, reading goes on with the new segment, and
