@@ -7,6 +7,8 @@ from typing_extensions import disjoint_base
 
 from pyhub._datablock import DataBlock
 
+FLEX_JSON: Final[int]
+FLEX_MSGPACK: Final[int]
 DEFAULT_TIMEOUT_S: Final[float]
 
 def checked_number(what: str, value: Any) -> int: ...
