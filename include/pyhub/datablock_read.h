@@ -309,7 +309,7 @@ static inline int phb_datablock_seek(const phb_datablock *db, const phb_cursor *
         const uint64_t version = phb_load64(&db->slots[oldest % n_slots].version);
         const int has_lost = (int64_t)(version - cursor->version) > 1;
         uint64_t first = now.position - now.n_filled + 1;
-        if (has_lost && now.n_filled > 2) {
+        if ((has_lost || (is_overrun && cursor->margin > 1)) && now.n_filled > 2) {
             first += cursor->margin > 1 ? cursor->margin : 1;
         }
         if ((int64_t)(first - *position) > 0) {
