@@ -102,11 +102,12 @@ class Repetition:
         figures["first lap"] = figures["lap True"] / figures["lap False"]
         return figures[what]
 
-    def importing(self) -> float:
-        """Return how many times as long as its dependencies' pyhub's import takes."""
+    def importing(self, what: str) -> float:
+        """Return how many times as long as numpy's and zmq's the import of `what` takes."""
         self._say("import")
         compileall.compile_dir(Path(pyhub.__file__).parent, quiet=2)  # as an installation does
-        turns = [[_start_s(code) for code in _IMPORTS] for _ in range(_N_IMPORTS)]
+        codes = (f"import {what}", "import numpy, zmq")
+        turns = [[_start_s(code) for code in codes] for _ in range(_N_IMPORTS)]
         return statistics.median(ours / theirs for ours, theirs in turns)
 
 
@@ -180,7 +181,11 @@ TARGETS = [
     Target("attach to 1 GiB, ms", "", 1.0, True, lambda r: r.large("attach")),
     Target("first lap of 1 GiB, prefaulted", "not prefaulted", None, True,
            lambda r: r.large("first lap")),
-    Target("import pyhub", "import numpy, zmq", 1.3, True, lambda r: r.importing()),
+    Target("import pyhub", "import numpy, zmq", 1.3, True, lambda r: r.importing("pyhub")),
+    Target(
+        "... and its MessageHub", "import numpy, zmq", None, True,
+        lambda r: r.importing("pyhub; pyhub.MessageHub"),
+    ),
 ]  # fmt: skip
 
 
@@ -201,9 +206,6 @@ def _gib(prefault: bool) -> dict[str, float]:
             slot.data[::4096] = 1
         done = time.perf_counter()
     return {"attach": 1e3 * (attached - began), f"lap {prefault}": done - attached}
-
-
-_IMPORTS = ("import pyhub", "import numpy, zmq")
 
 
 def _start_s(code: str) -> float:

@@ -4,6 +4,8 @@ Public names only; the tree of the package is drawn in the README.
 """
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from pyhub import errors
 from pyhub.codec import Encoding
@@ -22,15 +24,25 @@ from pyhub.datablock import (
     ZoneUpdateInfo,
 )
 from pyhub.errors import *  # noqa: F403  their list stands once, in errors.py
-from pyhub.hub.message_hub import MessageHub
-from pyhub.hub.protocol import ChannelInfo
-from pyhub.hub.runtime import BrokerConfig
 from pyhub.names import get_include
+
+if TYPE_CHECKING:
+    from pyhub.hub.message_hub import MessageHub
+    from pyhub.hub.protocol import ChannelInfo
+    from pyhub.hub.runtime import BrokerConfig
 
 # Only programs decide where messages go; the command line is one.
 logging.getLogger("pyhub").addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
+
+# What needs zmq and msgspec, and where it is: loaded on first use, as a program that
+# only shares memory needs neither (docs/decisions/0015).
+_HUB = {
+    "BrokerConfig": "pyhub.hub.runtime",
+    "ChannelInfo": "pyhub.hub.protocol",
+    "MessageHub": "pyhub.hub.message_hub",
+}
 
 __all__ = [
     "BrokerConfig",
@@ -52,3 +64,13 @@ __all__ = [
     "get_include",
 ]
 __all__ += errors.__all__
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HUB:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, getattr(import_module(_HUB[name]), name))
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

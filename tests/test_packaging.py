@@ -59,3 +59,22 @@ def test_the_wheel_carries_headers_stubs_and_the_command(dist: Path) -> None:
 def test_get_include_leads_to_the_headers() -> None:
     include = Path(pyhub.get_include())
     assert {f"pyhub/{path.name}" for path in (include / "pyhub").glob("*.h")} == HEADERS
+
+
+def test_a_program_that_only_shares_memory_loads_neither_zmq_nor_msgspec() -> None:
+    code = """
+import sys, pyhub
+assert not {"zmq", "msgspec"} & set(sys.modules)
+pyhub.DataBlockProducer
+assert "zmq" not in sys.modules
+pyhub.MessageHub
+assert {"zmq", "msgspec"} <= set(sys.modules)
+assert "MessageHub" in dir(pyhub)
+try:
+    pyhub.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

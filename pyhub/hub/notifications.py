@@ -134,6 +134,8 @@ class NotificationListener:
         # A further producer, without a hub, publishes without a word: then the
         # commit word is watched for as long as this segment lasts.
         self._silent: DataBlock | None = None
+        # Once may be a hint that is late, or lost: twice running is silence.
+        self._doubted: DataBlock | None = None
         self._descriptor = -1
 
     def wait(self, block: DataBlock, seen: int, timeout_s: float) -> None:
@@ -238,7 +240,9 @@ class NotificationListener:
 
     def _note_silence(self, block: DataBlock, seen: int) -> None:
         if block.commit != seen:
-            self._silent = block
+            if self._doubted is block:
+                self._silent = block
+            self._doubted = block
 
     def _drain(self, block: DataBlock) -> bool:
         """Take all notifications off the socket; whether there was one."""
@@ -247,5 +251,6 @@ class NotificationListener:
         while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._socket.recv_multipart(zmq.NOBLOCK)
             self._heard = block
+            self._doubted = None
             was_told = True
         return was_told

@@ -28,7 +28,7 @@ from pyhub import (
     WaitTimeout,
     ZoneUpdateInfo,
 )
-from pyhub.hub.notifications import NotificationSocket
+from pyhub.hub.notifications import NotificationListener, NotificationSocket
 from pyhub.hub.runtime import RuntimeDirectory
 from tests.conftest import eventually
 from tests.hub.conftest import Spawn, go_on, line
@@ -440,6 +440,28 @@ def test_a_producer_without_a_hub_may_follow_one_with_a_hub(hub: MessageHub, pai
             frame = consumer.read(timeout_s=WATCHDOG_S)
             assert (frame.frame_id, frame.is_restart) == (number, number == 0)
             timer.join()
+
+
+def test_one_late_hint_does_not_pass_for_silence(pair: Pair) -> None:
+    producer, consumer = pair
+    listener, tell = consumer._listener, producer._notify
+    assert isinstance(listener, NotificationListener)
+
+    def read_untold() -> bool:
+        timer = threading.Timer(0.02, producer.put, [image()])
+        timer.start()
+        consumer.read(timeout_s=WATCHDOG_S)
+        timer.join()
+        return listener._silent is not None
+
+    producer._notify = None
+    assert not read_untold()
+    producer._notify = tell
+    producer.put(image())
+    assert consumer.notification_socket.poll(WATCHDOG_S * 1000)
+    consumer.read(timeout_s=WATCHDOG_S)
+    producer._notify = None
+    assert eventually(read_untold, WATCHDOG_S)  # the negative control: again and again
 
 
 def test_a_slow_subscriber_never_keeps_the_producer(
