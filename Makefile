@@ -71,11 +71,11 @@ dist: $(VENV)/.check
 clean:
 	rm -rf build dist *.egg-info pyhub/*.c pyhub/*.so conda-bld benchmarks/results $(VENV)
 
-# The package, editable, and with what record and replay need. Built anew when
-# a header or a native module changes.
+# The package, editable, and with what record, replay and a site's broker need.
+# Built anew when a header or a native module changes.
 $(VENV)/.built: pyproject.toml setup.py $(HEADERS) $(NATIVE) | $(VENV)/.made
 	@echo "building pyhub into $(VENV): half a minute, once ..."
-	@$(BIN)/pip install -q --disable-pip-version-check -e '.[hdf5]'
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[hdf5,site]'
 	@touch $@
 
 $(VENV)/.made:

@@ -139,7 +139,8 @@ def check_bad_key_is_refused() -> None:
 def check_agreement_with_pyproject(variant: rattler_build.RenderedVariant) -> None:
     """Compare the version and the dependencies, which stand in both files."""
     project = pyproject()["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["hdf5"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["site"], *extras["hdf5"]]
     wanted = {conda_spec(Requirement(line)) for line in lines}
     specs = variant.recipe.to_dict()["requirements"]
     stated = {conda_spec(Requirement(line)) for line in specs["run"] + specs["run_constraints"]}
@@ -223,7 +224,9 @@ def relocated(binary: bytes) -> bytes:
 def install_wheels() -> list[metadata.Distribution]:
     """Let pip collect what building and running take, and return what it found."""
     target = WORK / "wheels"
-    needed = [*pyproject()["project"]["dependencies"], *pyproject()["build-system"]["requires"]]
+    project, build = pyproject()["project"], pyproject()["build-system"]
+    extra = project["optional-dependencies"]["site"]  # which the recipe always brings
+    needed = [*project["dependencies"], *extra, *build["requires"]]
     pip = [sys.executable, "-m", "pip", "install", "--no-compile", "--target", str(target)]
     run([*pip, *needed, "pip"])
     return list(metadata.distributions(path=[str(target)]))

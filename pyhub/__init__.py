@@ -27,8 +27,11 @@ from pyhub.errors import *  # noqa: F403  their list stands once, in errors.py
 from pyhub.names import get_include
 
 if TYPE_CHECKING:
+    from pyhub.hub.client.calls import PendingCall
+    from pyhub.hub.client.entries import Event, StateEntry
+    from pyhub.hub.client.service import Job, Service
     from pyhub.hub.message_hub import MessageHub
-    from pyhub.hub.protocol import ChannelInfo
+    from pyhub.hub.protocol import ChannelInfo, ServiceInfo
     from pyhub.hub.runtime import BrokerConfig
 
 # Only programs decide where messages go; the command line is one.
@@ -41,7 +44,13 @@ __version__ = "0.1.0"
 _HUB = {
     "BrokerConfig": "pyhub.hub.runtime",
     "ChannelInfo": "pyhub.hub.protocol",
+    "Event": "pyhub.hub.client.entries",
+    "Job": "pyhub.hub.client.service",
     "MessageHub": "pyhub.hub.message_hub",
+    "PendingCall": "pyhub.hub.client.calls",
+    "Service": "pyhub.hub.client.service",
+    "ServiceInfo": "pyhub.hub.protocol",
+    "StateEntry": "pyhub.hub.client.entries",
 }
 
 __all__ = [
@@ -50,15 +59,21 @@ __all__ = [
     "DataBlockConsumer",
     "DataBlockProducer",
     "Encoding",
+    "Event",
     "Frame",
     "Header",
+    "Job",
     "LiveView",
     "MessageHub",
     "Notification",
+    "PendingCall",
     "PinnedFrame",
     "Policy",
     "Publication",
     "ReaderState",
+    "Service",
+    "ServiceInfo",
+    "StateEntry",
     "Wait",
     "ZoneUpdateInfo",
     "get_include",

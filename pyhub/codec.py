@@ -33,7 +33,7 @@ from pyhub._codec import check_msgpack
 from pyhub.errors import CodecError, LayoutError
 from pyhub.layout import dtype_to_text, text_to_dtype
 
-__all__ = ["MAX_DEPTH", "MAX_ITEMS", "Encoding", "decode", "encode"]
+__all__ = ["MAX_DEPTH", "MAX_ITEMS", "Encoding", "decode", "decode_value", "encode", "encode_value"]
 
 MAX_DEPTH = 32
 MAX_ITEMS = 65536
@@ -68,8 +68,13 @@ def encode(parameters: dict[str, Any], encoding: Encoding = Encoding.MSGPACK) ->
         return _encode_json(parameters)
     if encoding != Encoding.MSGPACK:
         raise CodecError(f"encoding={encoding!r} is none of pyhub's.\n  Use pyhub.Encoding.")
+    return encode_value(parameters)
+
+
+def encode_value(value: Any) -> bytes:
+    """Return any one value as MessagePack, within the same limits; errors as `encode`."""
     try:
-        packed: bytes = _packer().pack(parameters)
+        packed: bytes = _packer().pack(value)
     except CodecError:
         _local.packer = None  # it keeps what it had written so far
         raise
@@ -95,8 +100,13 @@ def decode(packed: bytes, encoding: int = Encoding.MSGPACK) -> dict[str, Any]:
             f"the flex zone is written in encoding {encoding}, which this pyhub does not know.\n"
             "  Its producer may be newer: conda update pyhub"
         )
+    return _as_map(decode_value(packed))
+
+
+def decode_value(packed: bytes) -> Any:
+    """Return the value that MessagePack bytes stand for; errors as `decode`."""
     check_msgpack(packed, MAX_DEPTH, MAX_ITEMS)
-    return _as_map(_unpack(packed))
+    return _unpack(packed)
 
 
 # --- MessagePack ---

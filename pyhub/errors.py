@@ -10,6 +10,7 @@
     ├── SharedMemoryFull   (OSError)            no room for the segment
     ├── AccessDenied       (PermissionError)    owner, mode or key
     ├── InvalidName        (ValueError)         no channel can be called so
+    ├── ConfigError        (ValueError)         a configuration file says what cannot be meant
     ├── LayoutError        (ValueError)         dtype or shape does not fit
     ├── CapacityError      (ValueError)         larger than the zone
     ├── CodecError         (ValueError)         not what a flex zone can hold
@@ -24,6 +25,11 @@
     ├── Overrun            (LookupError)        the frame was overwritten
     ├── BrokerUnreachable  (ConnectionError)    no broker answers
     ├── BrokerRefused      (RuntimeError)       the broker answered, with a no
+    ├── ServiceNotFound    (LookupError)        nobody offers that command
+    ├── ServiceDied        (ConnectionError)    whoever did the command is gone
+    ├── CommandFailed      (RuntimeError)       the command raised an error
+    ├── CallCancelled      (RuntimeError)       it was given up
+    ├── VersionConflict    (RuntimeError)       the state has changed meanwhile
     └── MissingExtra       (ImportError)        an optional package is not there
 
 Each is also a built-in exception, so a program may catch either. A message
@@ -43,6 +49,7 @@ __all__ = [
     "SharedMemoryFull",
     "AccessDenied",
     "InvalidName",
+    "ConfigError",
     "LayoutError",
     "CapacityError",
     "CodecError",
@@ -57,6 +64,11 @@ __all__ = [
     "Overrun",
     "BrokerUnreachable",
     "BrokerRefused",
+    "ServiceNotFound",
+    "ServiceDied",
+    "CommandFailed",
+    "CallCancelled",
+    "VersionConflict",
     "MissingExtra",
 ]
 
@@ -99,6 +111,10 @@ class AccessDenied(PyhubError, PermissionError):
 
 class InvalidName(PyhubError, ValueError):
     """A channel cannot have that name."""
+
+
+class ConfigError(PyhubError, ValueError):
+    """A configuration file says what cannot be meant; its place is named."""
 
 
 class LayoutError(PyhubError, ValueError):
@@ -155,6 +171,37 @@ class BrokerUnreachable(PyhubError, ConnectionError):
 
 class BrokerRefused(PyhubError, RuntimeError):
     """The broker understood the request and refused it."""
+
+
+class ServiceNotFound(PyhubError, LookupError):
+    """Nobody offers a service, or a command of it, by that name."""
+
+
+class ServiceDied(PyhubError, ConnectionError):
+    """The program that had the call is gone; whether the command was done cannot be told."""
+
+
+class CommandFailed(PyhubError, RuntimeError):
+    """The command raised an error where it ran, or did not take its arguments.
+
+    Attributes
+    ----------
+    kind
+        The name of the exception there.
+    traceback
+        As that program's Python shows it; empty if the command did not begin.
+    """
+
+    kind: str = ""
+    traceback: str = ""
+
+
+class CallCancelled(PyhubError, RuntimeError):
+    """The call was given up before the command was done."""
+
+
+class VersionConflict(PyhubError, RuntimeError):
+    """The key of the state has another version than the one to be replaced."""
 
 
 class MissingExtra(PyhubError, ImportError):

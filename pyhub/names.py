@@ -1,7 +1,9 @@
-"""What channels may be called, and where files are found: segments, leases, headers."""
+"""What may be called how, and where files are found: segments, leases, headers."""
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 import os
 import re
 from pathlib import Path
@@ -10,6 +12,10 @@ from pyhub.errors import InvalidName
 
 __all__ = [
     "check_name",
+    "check_topic",
+    "check_pattern",
+    "has_wildcards",
+    "pattern",
     "shm_directory",
     "segment_path",
     "segment_names",
@@ -19,6 +25,8 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_WILDCARDS = re.compile(r"[*?[]")
+_MAX_TOPIC_BYTES = 255
 
 
 def check_name(name: str) -> str:
@@ -37,6 +45,54 @@ def check_name(name: str) -> str:
             "  Use 1 to 200 letters, digits, '.', '_' and '-', the first one no '.' or '-'."
         )
     return name
+
+
+def check_topic(name: str) -> str:
+    """Return `name` if a topic of events, or a key of the state, may be called so.
+
+    Raises
+    ------
+    InvalidName
+        Not 1 to 255 bytes of UTF-8, or with control characters or other ones
+        that are not seen, or with ``*``, ``?`` or ``[``: those belong to patterns.
+    """
+    if not _can_be_topic(name) or has_wildcards(name):
+        raise InvalidName(
+            f"{name!r} cannot be a topic or a key.\n"
+            f"  Use 1 to {_MAX_TOPIC_BYTES} bytes of printable text, such as 'cam1/exposure', "
+            "without '*', '?' and '['."
+        )
+    return name
+
+
+def check_pattern(text: str) -> str:
+    """Return `text` if it may be a pattern of topics or keys, or one of them.
+
+    Raises
+    ------
+    InvalidName
+        As for `check_topic`, but that ``*``, ``?`` and ``[...]`` are welcome.
+    """
+    if not _can_be_topic(text):
+        raise InvalidName(
+            f"{text!r} cannot be a pattern of topics or keys.\n"
+            f"  Use 1 to {_MAX_TOPIC_BYTES} bytes of printable text, such as 'cam1/*'."
+        )
+    return text
+
+
+def has_wildcards(text: str) -> bool:
+    """Whether the pattern `text` may match anything but itself."""
+    return _WILDCARDS.search(text) is not None
+
+
+@functools.lru_cache(4096)
+def pattern(text: str) -> re.Pattern[str]:
+    """Return what `text` matches: names with ``*``, ``?`` and ``[...]``, as in a shell.
+
+    A star also matches slashes and dots: ``cam1/*`` is all that is below cam1.
+    """
+    return re.compile(fnmatch.translate(text))
 
 
 def shm_directory() -> Path:
@@ -78,6 +134,14 @@ def get_include() -> str:
         if (directory / "pyhub" / "abi.h").is_file():
             return str(directory)
     raise FileNotFoundError(f"pyhub's headers are missing beside {package}.\n  Install it again.")
+
+
+def _can_be_topic(text: str) -> bool:
+    # What is not printable could forge a line of a log. Half a surrogate pair
+    # is not either, so that all others can be encoded.
+    return (
+        isinstance(text, str) and text.isprintable() and 1 <= len(text.encode()) <= _MAX_TOPIC_BYTES
+    )
 
 
 def _prefix(uid: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Names of channels are checked, and lead to files that nobody else has."""
+"""Names and topics are checked; names lead to files that nobody else has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ import pyhub
 from pyhub.errors import InvalidName
 from pyhub.names import (
     check_name,
+    check_pattern,
+    check_topic,
     get_include,
+    has_wildcards,
     lease_path,
     segment_names,
     segment_path,
@@ -108,6 +111,69 @@ def test_only_this_users_segments_are_listed(
 @given(names)
 def test_no_channel_can_have_the_file_of_the_leases(name: str) -> None:
     assert segment_path(name) != lease_path()
+
+
+LONGEST_TOPIC = "t" * 255
+LEGAL_TOPICS = [
+    "x",
+    "cam1/exposure",
+    "/",
+    "/a//b/",
+    "a b",
+    "a]",
+    "Ångström/µ",
+    "試料",
+    LONGEST_TOPIC,
+    "ä" * 127,
+]
+NO_TOPICS = [
+    "",
+    "a\nb",
+    "a\0",
+    "\x1b[2J",
+    "a\x7f",
+    "a\u2028b",  # ends a line
+    "a\u202eb",  # is read backwards
+    "a\udc80",  # cannot be encoded
+    LONGEST_TOPIC + "t",
+    "ä" * 128,
+    None,
+    1,
+    b"x",
+]
+
+
+@pytest.mark.parametrize("name", LEGAL_TOPICS)
+def test_a_legal_topic_is_returned_unchanged_and_is_a_pattern_of_itself(name: str) -> None:
+    assert check_topic(name) == check_pattern(name) == name
+    assert not has_wildcards(name)
+
+
+@pytest.mark.parametrize("name", NO_TOPICS)
+def test_what_can_be_no_topic_can_be_no_pattern_either(name: Any) -> None:
+    for check in (check_topic, check_pattern):
+        with pytest.raises(InvalidName, match=re.escape(repr(name))) as caught:
+            check(name)
+        assert "1 to 255 bytes of printable text" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["*", "cam1/*", "cam?", "cam[12]", "a["])
+def test_wildcards_belong_to_patterns_only(text: str) -> None:
+    assert check_pattern(text) == text
+    assert has_wildcards(text)
+    with pytest.raises(InvalidName, match=r"without '\*', '\?' and '\['"):
+        check_topic(text)
+
+
+@bounded
+@given(st.text(max_size=300))
+def test_a_topic_that_is_accepted_fits_and_cannot_forge_a_line(name: str) -> None:
+    try:
+        check_topic(name)
+    except InvalidName:
+        return
+    assert 1 <= len(name.encode()) <= 255
+    assert name.splitlines() == [name]
 
 
 def test_the_headers_are_where_get_include_says() -> None:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from pyhub.errors import PyhubError
 from pyhub.hub.message_hub import MessageHub
+from pyhub.hub.protocol import ChannelInfo
 from pyhub.hub.runtime import BrokerConfig
 from pyhub.monitor.survey import ChannelState
 
-__all__ = ["as_dict", "known_readers", "losses"]
+__all__ = ["as_dict", "known_channels", "known_readers", "losses"]
+
+
+def known_channels() -> dict[str, ChannelInfo] | None:
+    """Ask the broker which channels there are, by name; None: there is no broker."""
+    try:
+        with MessageHub(BrokerConfig(autostart=False, timeout_s=2.0, name="pyhub")) as hub:
+            return {channel.name: channel for channel in hub.channels()}
+    except (PyhubError, OSError):
+        return None
 
 
 def known_readers() -> dict[str, int] | None:
     """Ask the broker how many readers each channel has; None: there is no broker."""
-    try:
-        with MessageHub(BrokerConfig(autostart=False, timeout_s=2.0)) as hub:
-            return {channel.name: channel.n_readers for channel in hub.channels()}
-    except (PyhubError, OSError):
-        return None
+    known = known_channels()
+    return None if known is None else {name: info.n_readers for name, info in known.items()}
 
 
 def as_dict(state: ChannelState, readers: dict[str, int] | None) -> dict[str, object]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from pyhub.errors import BrokerUnreachable, PyhubError, WaitTimeout
+from pyhub.cli.values import foreign
+from pyhub.errors import BrokerUnreachable, PyhubError, ServiceNotFound, WaitTimeout
 
 __all__ = ["Commands", "ExitCode"]
 
@@ -30,6 +31,7 @@ class ExitCode(IntEnum):
 # The first that fits.
 _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (FileNotFoundError, ExitCode.NOT_FOUND),
+    (ServiceNotFound, ExitCode.NOT_FOUND),
     (WaitTimeout, ExitCode.TIMEOUT),
     (BrokerUnreachable, ExitCode.NO_BROKER),
     (PyhubError, ExitCode.FAILED),
@@ -85,5 +87,5 @@ class Commands(click.Group):
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             if isinstance(error, OSError) and not isinstance(error, PyhubError) and error.filename:
                 text = f"{text}: {error.filename}"
-            click.echo(f"{kind}: {text}", err=True)
+            click.echo(foreign(f"{kind}: {text}"), err=True)  # may be another program's words
             ctx.exit(code)

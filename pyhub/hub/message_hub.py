@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import logging
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from pyhub.datablock import DataBlockConsumer, DataBlockProducer, Policy, Wait
-from pyhub.errors import BrokerRefused, BrokerUnreachable, PyhubError, SegmentNotFound
+from pyhub.errors import (
+    BrokerRefused,
+    BrokerUnreachable,
+    ChannelClosed,
+    PyhubError,
+    SegmentNotFound,
+    ServiceNotFound,
+    WaitTimeout,
+)
 from pyhub.hub import protocol
-from pyhub.hub.connection import Connection
-from pyhub.hub.notifications import NotificationListener, NotificationPublisher
-from pyhub.hub.protocol import ChannelInfo
+from pyhub.hub.client.calls import Calls, PendingCall
+from pyhub.hub.client.connection import Connection
+from pyhub.hub.client.events import LogHandler, publication
+from pyhub.hub.client.notifications import NotificationListener, NotificationPublisher
+from pyhub.hub.client.service import Service, Services
+from pyhub.hub.client.session import Ask
+from pyhub.hub.client.state import State
+from pyhub.hub.client.watching import EventFeed, Watching
+from pyhub.hub.protocol import ChannelInfo, ChannelMetrics, PushBody, ServiceInfo, Severity
 from pyhub.hub.runtime import BrokerConfig
 from pyhub.names import check_name
 
@@ -26,8 +42,14 @@ if TYPE_CHECKING:
 
 __all__ = ["MessageHub"]
 
+_log = logging.getLogger("pyhub.hub")
+
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_MAX_METRICS = 300  # channels in one report
+_LOOK_AGAIN_S = 0.1
+_FRAMES = 4  # of a block's snapshot: publishes of its structured buffer
 
 
 class _OnAnyHub(Generic[P, R]):
@@ -42,11 +64,25 @@ class _OnAnyHub(Generic[P, R]):
         self.__doc__ = method.__doc__
 
     def __get__(self, hub: MessageHub | None, kind: type[MessageHub]) -> Callable[P, R]:
+        if hub is not None:
+            return MethodType(self._method, hub)
+
         @functools.wraps(self._method)
         def bound(*args: P.args, **kwargs: P.kwargs) -> R:
-            return self._method(kind.instance() if hub is None else hub, *args, **kwargs)
+            return self._method(kind.instance(), *args, **kwargs)
 
         return bound
+
+
+class _OnAnyProperty(Generic[R]):
+    """The same for what is read."""
+
+    def __init__(self, method: Callable[[Any], R]) -> None:
+        self._method = method
+        self.__doc__ = method.__doc__
+
+    def __get__(self, hub: MessageHub | None, kind: type[MessageHub]) -> R:
+        return self._method(kind.instance() if hub is None else hub)
 
 
 class _Holdings:
@@ -61,13 +97,90 @@ class _Holdings:
         self.channels: dict[str, ChannelInfo] = {}  # segment id -> channel
         self.readers: dict[int, tuple[str, str]] = {}  # reader -> name, segment id
         self.sockets: set[NotificationPublisher | NotificationListener] = set()
+        self.producers: dict[str, weakref.ref[DataBlockProducer]] = {}  # by segment id
+        self.calls = Calls()
+        self.services = Services()
+        self.watching = Watching()
+        self._reported: dict[str, tuple[float, int]] = {}  # segment id -> when, how many frames
 
-    def introduction(self) -> list[protocol.RequestBody]:
+    def serve(self, connection: Connection) -> None:
+        """Use that connection."""
+        self.calls.connection = connection
+        self.services.connection = connection
+        self.watching.connection = connection
+
+    def introduction(self) -> list[Ask]:
         """Return what a broker that knows nothing of this program has to be told."""
         return [
-            *(protocol.Register(channel) for channel in self.channels.copy().values()),
-            *(protocol.ReaderAttached(n, *what) for n, what in self.readers.copy().items()),
+            *(
+                Ask(protocol.Register(channel), None, is_news=True)
+                for channel in self.channels.copy().values()
+            ),
+            *(
+                Ask(protocol.ReaderAttached(n, *what), None, is_news=True)
+                for n, what in self.readers.copy().items()
+            ),
+            *self.services.introduction(),
+            *self.watching.introduction(),
+            *self.calls.introduction(),
         ]
+
+    def report(self) -> list[Ask]:
+        """Return what the channels counted, for a broker: once a heartbeat."""
+        metrics = {}
+        for segment_id, producer in self.producers.copy().items():
+            found = self._metrics(segment_id, producer())
+            if found is not None:
+                metrics[segment_id] = found
+        ids = list(metrics)
+        parts = [ids[n : n + _MAX_METRICS] for n in range(0, len(ids), _MAX_METRICS)]
+        return [
+            Ask(protocol.Report({i: metrics[i] for i in part}), None, is_news=True)
+            for part in parts
+        ]
+
+    def take(self, body: PushBody) -> None:
+        """Take what the broker pushed."""
+        if isinstance(body, protocol.Execute | protocol.Abort):
+            self.services.take(body)
+        elif isinstance(body, protocol.Finished | protocol.Progressed):
+            self.calls.take(body)
+        else:
+            self.watching.take(body)
+
+    def take_gap(self, n_lost: int) -> None:
+        """Hear that pushes were lost: ask again for what they may have been."""
+        connection = self.calls.connection
+        assert connection is not None
+        _log.warning("%d messages of the broker were lost: this program was too slow", n_lost)
+        again = [
+            *self.services.held(), *self.watching.note_gap(n_lost), *self.calls.introduction()
+        ]  # fmt: skip
+        for ask in again:
+            connection.put(ask)
+
+    def close(self) -> None:
+        """End what waits for the broker, and what the broker waits for."""
+        error = ChannelClosed("this hub was shut down.\n  Make a new MessageHub.")
+        self.services.close()
+        self.calls.close(error)
+        self.watching.close(error)
+
+    def _metrics(
+        self, segment_id: str, producer: DataBlockProducer | None
+    ) -> ChannelMetrics | None:
+        try:
+            if producer is None:
+                return None
+            block = producer._block
+            n_frames, n_dropped = int(block.snapshot()[_FRAMES]), block.n_dropped
+        except (PyhubError, OSError):  # it was closed just now
+            return None
+        now = time.monotonic()
+        since, before = self._reported.get(segment_id, (now, n_frames))
+        self._reported[segment_id] = now, n_frames
+        rate_hz = (n_frames - before) / (now - since) if now > since else 0.0
+        return ChannelMetrics(n_frames, n_dropped, max(rate_hz, 0.0))
 
 
 class MessageHub:
@@ -99,7 +212,16 @@ class MessageHub:
         self._consumers: weakref.WeakSet[DataBlockConsumer] = weakref.WeakSet()
         self._holdings = _Holdings()
         self._reader_numbers = itertools.count()
-        self._connection = Connection(config or BrokerConfig(), self._holdings.introduction)
+        holdings = self._holdings
+        self._connection = Connection(
+            config or BrokerConfig(),
+            holdings.introduction,
+            holdings.take,
+            holdings.take_gap,
+            holdings.report,
+        )
+        holdings.serve(self._connection)
+        self._state = State(self._connection, holdings.watching)
         self._finalizer = weakref.finalize(self, _leave, self._connection, self._holdings)
 
     # --- Static form ---
@@ -244,8 +366,40 @@ class MessageHub:
 
     @_OnAnyHub
     def channels(self: MessageHub) -> list[ChannelInfo]:
-        """Return the channels that the broker knows, by name."""
-        return self._connection.ask(protocol.ListChannels(), protocol.Channels).channels
+        """Return the channels that the broker knows, by name, with their metrics."""
+        channels: list[ChannelInfo] = []
+        is_last = False
+        while not is_last:
+            after = channels[-1].name if channels else ""
+            page = self._connection.ask(protocol.ListChannels(after), protocol.Channels)
+            channels += page.channels
+            is_last = page.is_last
+        return channels
+
+    @_OnAnyHub
+    def wait_for(self: MessageHub, name: str, timeout_s: float | None = None) -> ChannelInfo:
+        """Wait until the channel `name` is there, of whatever host, and return what it is.
+
+        Raises
+        ------
+        WaitTimeout
+            It is not; the message says what the broker knows of it.
+        """
+        deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        with self.events(f"hub/channel/{check_name(name)}") as changes:
+            while True:
+                found = self._connection.ask(protocol.LookUp(name), protocol.Found)
+                if found.status == "ready" and found.channel is not None:
+                    return found.channel
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise WaitTimeout(
+                        f"channel {name!r} is not there after {timeout_s:g} s ({found.status}: "
+                        f"{found.reason}).\n  {self._known_channels()}"
+                    )
+                with contextlib.suppress(WaitTimeout):
+                    # What it waits for may also end by itself: a silence, a broker's start.
+                    changes.get(min(left_s, 0.5))
 
     @_OnAnyHub
     def n_readers(self: MessageHub, name: str) -> int:
@@ -265,6 +419,211 @@ class MessageHub:
             time.sleep(0.02)  # until a reader tells the broker
         return True
 
+    # --- Services and commands ---
+
+    @_OnAnyHub
+    def service(self: MessageHub, name: str, *, threads: int = 1) -> Service:
+        """Return this program's service `name`: functions given to it, others may call.
+
+        ``@hub.service("cam1")`` before a function offers it at once. Calls are
+        done in `threads` threads of the service's own, so one at a time by default.
+
+        Raises
+        ------
+        AccessDenied
+            This program's key has no right to offer it; raised by giving it a function.
+        """
+        self._connection.check()
+        return self._holdings.services.service(name, threads)
+
+    @_OnAnyHub
+    def services(self: MessageHub) -> list[ServiceInfo]:
+        """Return the services that are offered, by name, with their commands and load."""
+        services: list[ServiceInfo] = []
+        is_last = False
+        while not is_last:
+            after = services[-1].name if services else ""
+            page = self._connection.ask(protocol.ListServices(after), protocol.Services)
+            services += page.services
+            is_last = page.is_last
+        return services
+
+    @_OnAnyHub
+    def wait_for_service(
+        self: MessageHub, name: str, timeout_s: float | None = None
+    ) -> ServiceInfo:
+        """Wait until somebody offers the service `name`, and return what it does.
+
+        Raises
+        ------
+        ServiceNotFound
+            Nobody does, in that time; the message names those that are offered.
+        """
+        deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        with self.events(f"hub/service/{check_name(name)}") as changes:
+            while True:
+                services = {service.name: service for service in self.services()}
+                if name in services:
+                    return services[name]
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise ServiceNotFound(
+                        f"nobody offers service {name!r} after {timeout_s:g} s.\n"
+                        f"  There are: {', '.join(services) or 'none'}."
+                    )
+                with contextlib.suppress(WaitTimeout):
+                    changes.get(min(left_s, 1.0))
+
+    @_OnAnyHub
+    def start_call(
+        self: MessageHub,
+        service: str,
+        command: str,
+        /,
+        *,
+        timeout_s: float = 10.0,
+        **arguments: Any,
+    ) -> PendingCall:
+        """Have another program do a command, and return at once.
+
+        What is returned can be waited for, awaited, and cancelled, and tells of
+        progress. Arguments go by name; they are what a flex zone may hold.
+
+        Raises
+        ------
+        CodecError, CapacityError
+            The arguments cannot be shared, or take more than 48 KiB.
+        """
+        return self._holdings.calls.start(
+            check_name(service), check_name(command), arguments, timeout_s
+        )
+
+    @_OnAnyHub
+    def call(
+        self: MessageHub,
+        service: str,
+        command: str,
+        /,
+        *,
+        timeout_s: float = 10.0,
+        **arguments: Any,
+    ) -> Any:
+        """Have another program do a command, wait for it, and return its result.
+
+        ``hub.call("cam1", "set_exposure", exposure_s=0.1, timeout_s=2)``. It is
+        done once, or not at all, also when the broker is killed meanwhile.
+
+        Raises
+        ------
+        CommandFailed
+            It raised an error there, or did not take the arguments.
+        ServiceDied
+            The program that had it is gone; whether it was done cannot be told.
+        WaitTimeout
+            It was not done in `timeout_s`.
+        ServiceNotFound, AccessDenied, BrokerUnreachable
+            Nobody offers it; one may not; there is no broker.
+        """
+        return self._holdings.calls.start(
+            check_name(service), check_name(command), arguments, timeout_s
+        ).result()
+
+    @_OnAnyHub
+    async def acall(
+        self: MessageHub,
+        service: str,
+        command: str,
+        /,
+        *,
+        timeout_s: float = 10.0,
+        **arguments: Any,
+    ) -> Any:
+        """Do what `call` does without holding up the event loop."""
+        return await self._holdings.calls.start(
+            check_name(service), check_name(command), arguments, timeout_s
+        )
+
+    # --- State and events ---
+
+    @_OnAnyProperty
+    def state(self: MessageHub) -> State:
+        """The state that all programs share: ``hub.state["cam1/exposure_s"] = 0.1``."""
+        self._connection.check()
+        return self._state
+
+    @_OnAnyHub
+    def publish(
+        self: MessageHub,
+        topic: str,
+        value: Any = None,
+        *,
+        severity: Severity = "info",
+        keep: bool = False,
+    ) -> None:
+        """Tell who listens to `topic` of an event; returns when the broker has it.
+
+        Parameters
+        ----------
+        value
+            What a flex zone may hold, of up to 48 KiB.
+        keep
+            Whether it is told to those who listen later, until the next one of
+            that topic; with `value` None, that none is kept any more.
+
+        Raises
+        ------
+        AccessDenied
+            One may not; topics below ``hub/`` are the broker's own.
+        """
+        self._connection.ask(publication(topic, value, severity, keep), protocol.Done)
+
+    @_OnAnyHub
+    def events(self: MessageHub, pattern: str = "*") -> EventFeed:
+        """Return a feed of the events whose topics match, from now on; first, of kept ones.
+
+        Topics below ``hub/`` tell of channels, services and programs that come
+        and go; ``log/`` and ``alarm/`` are customary. Close it, or use it as a context.
+        """
+        return self._holdings.watching.events(pattern)
+
+    @_OnAnyHub
+    def alarm(
+        self: MessageHub,
+        name: str,
+        text: str | None,
+        *,
+        severity: Severity = "error",
+    ) -> None:
+        """Raise the alarm `name`, for now and for who comes later; `text` None: it is over."""
+        topic = f"alarm/{name}"
+        if text is None:
+            self.publish(topic, None, severity="info", keep=True)
+        else:
+            self.publish(topic, {"text": text}, severity=severity, keep=True)
+
+    @_OnAnyHub
+    def log_handler(self: MessageHub, level: int | str = logging.INFO) -> LogHandler:
+        """Return a handler that publishes a program's log: ``logging.getLogger().addHandler``."""
+        return LogHandler(self._connection, level)
+
+    # --- The broker ---
+
+    @_OnAnyHub
+    def programs(self: MessageHub) -> tuple[list[protocol.ProgramInfo], dict[str, int]]:
+        """Return who is connected, and what the broker counted; for administrators."""
+        programs: list[protocol.ProgramInfo] = []
+        while True:
+            after = programs[-1].id if programs else ""
+            page = self._connection.ask(protocol.ListPrograms(after), protocol.Programs)
+            programs += page.programs
+            if page.is_last:
+                return programs, page.counters
+
+    @_OnAnyHub
+    def stop_broker(self: MessageHub) -> None:
+        """Have the broker end; for administrators. Programs that are left start another one."""
+        self._connection.ask(protocol.Shutdown(), protocol.Done)
+
     # --- What the broker is told ---
 
     def _adopt_producer(self, producer: DataBlockProducer) -> DataBlockProducer:
@@ -278,15 +637,17 @@ class MessageHub:
             segment_id=header.segment_id,
             host=os.uname().nodename,
             pid=header.owner_pid,
+            access=f"uid {os.geteuid()} on {os.uname().nodename}, mode 0600",
         )
-        connection, holdings = self._connection, self._holdings
+        connection, holdings, name = self._connection, self._holdings, producer.name
         # Before the broker hears of it: should that one die now, the next one
         # is told as well.
         holdings.channels[channel.segment_id] = channel
+        holdings.producers[channel.segment_id] = weakref.ref(producer)
         try:
             registered = connection.ask(protocol.Register(channel), protocol.Registered)
             publisher = NotificationPublisher(
-                connection.context, registered.endpoint, producer.name
+                connection.context, self._endpoint(registered.endpoint, name), name
             )
         except BaseException:
             _forget_channel(connection, holdings, channel)
@@ -301,8 +662,14 @@ class MessageHub:
         return producer
 
     def _listen(self, name: str) -> NotificationListener:
-        endpoint = self._connection.ask(protocol.LookUp(name), protocol.Found).endpoint
+        found = self._connection.ask(protocol.LookUp(name), protocol.Found)
+        endpoint = self._endpoint(found.endpoint, name)
         return NotificationListener(self._connection.context, endpoint, name)
+
+    def _endpoint(self, told: str, name: str) -> str:
+        # Notifications stay on their host: another host's broker names files of its own.
+        connection = self._connection
+        return connection.runtime.endpoint_of(name) if connection.is_remote else told
 
     def _adopt_consumer(
         self, consumer: DataBlockConsumer, listener: NotificationListener | None
@@ -351,6 +718,7 @@ def _end_producing(
 
 def _forget_channel(connection: Connection, holdings: _Holdings, channel: ChannelInfo) -> None:
     holdings.channels.pop(channel.segment_id, None)
+    holdings.producers.pop(channel.segment_id, None)
     connection.tell(protocol.Unregister(channel.name, channel.segment_id))
 
 
@@ -373,6 +741,7 @@ def _forget_reader(connection: Connection, holdings: _Holdings, reader: int) -> 
 
 
 def _leave(connection: Connection, holdings: _Holdings) -> None:
+    holdings.close()
     # Those that the garbage collector found together with the hub: the
     # context's end would wait for them for ever.
     open_sockets = holdings.sockets.copy()

@@ -27,11 +27,10 @@ import msgspec
 
 from pyhub._core import lease_is_alive
 from pyhub.errors import AccessDenied, BrokerUnreachable, PyhubError
-from pyhub.hub.keys import load_or_create_keys
+from pyhub.hub.keys import KeyPair, is_public_key, load_or_create_keys, read_keys
 from pyhub.hub.protocol import Lease
-from pyhub.hub.registry import endpoint_digest
 
-__all__ = ["BrokerConfig", "BrokerFile", "RuntimeDirectory"]
+__all__ = ["BrokerConfig", "BrokerFile", "RuntimeDirectory", "endpoint_digest"]
 
 # sockaddr_un.sun_path holds 108 bytes with the closing NUL.
 _MAX_SOCKET_PATH = 107
@@ -45,7 +44,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 spec = spec_from_file_location("pyhub", sys.argv.pop(1))
 sys.modules["pyhub"] = package = module_from_spec(spec)
 spec.loader.exec_module(package)
-from pyhub.hub.daemon import main
+from pyhub.hub.broker.daemon import main
 main()
 """
 
@@ -65,12 +64,31 @@ class BrokerConfig:
         gone.
     timeout_s
         How long to wait for the broker's answer.
+    endpoint, server_key
+        Of a broker of another user or host, as ``tcp://beamline:5570``, and its
+        public key; default: ``$PYHUB_BROKER`` and ``$PYHUB_BROKER_KEY``.
+    key_file
+        This program's key pair, made by ``pyhub keygen``, for such a broker;
+        default: ``$PYHUB_KEY_FILE``, else the user's own.
+    name
+        What this program calls itself; default: its file's name.
     """
 
     runtime_dir: str | os.PathLike[str] | None = None
     autostart: bool = True
     linger_s: float = 10.0
     timeout_s: float = 10.0
+    endpoint: str | None = None
+    server_key: str | None = None
+    key_file: str | os.PathLike[str] | None = None
+    name: str | None = None
+
+    @property
+    def resolved_endpoint(self) -> str | None:
+        """Where the broker is, if it is not the one of the runtime directory."""
+        if self.endpoint is None and self.runtime_dir is None:
+            return os.environ.get("PYHUB_BROKER") or None
+        return self.endpoint
 
 
 class BrokerFile(msgspec.Struct, frozen=True):
@@ -84,8 +102,8 @@ class BrokerFile(msgspec.Struct, frozen=True):
     lease_file: str
 
     def is_alive(self) -> bool:
-        """Whether that broker's process lives."""
-        return lease_is_alive(self.lease_file, self.lease)
+        """Whether that broker's process lives; of another host's, only its answers tell."""
+        return not self.lease_file or lease_is_alive(self.lease_file, self.lease)
 
 
 class RuntimeDirectory:
@@ -164,6 +182,8 @@ class RuntimeDirectory:
         AccessDenied
             It could not start, as a key file is open to others.
         """
+        if config.resolved_endpoint is not None:
+            return _distant(config, config.resolved_endpoint)
         broker = self.read_broker()
         if broker is not None:
             return broker
@@ -180,11 +200,22 @@ class RuntimeDirectory:
                 time.sleep(0.01)  # until the broker that was started tells where it is
                 broker = self.read_broker()
         if broker is None:
-            raise BrokerUnreachable(
-                f"the broker did not start within {config.timeout_s:g} s ({self.path}).\n"
-                f"  See why in {self.log_path}, or run it yourself: pyhub broker"
-            )
+            raise self.not_started(config.timeout_s)
         return broker
+
+    def not_started(self, timeout_s: float) -> BrokerUnreachable:
+        """Return the error that says that no broker came."""
+        return BrokerUnreachable(
+            f"the broker did not start within {timeout_s:g} s ({self.path}).\n"
+            f"  See why in {self.log_path}, or run it yourself: pyhub broker"
+        )
+
+    def client_keys(self, config: BrokerConfig) -> KeyPair:
+        """Return the key pair with which this program shows who it is."""
+        if config.resolved_endpoint is None:
+            return load_or_create_keys(self.key_path("client"))
+        path = config.key_file or os.environ.get("PYHUB_KEY_FILE")
+        return load_or_create_keys(self.key_path("client")) if not path else read_keys(Path(path))
 
     def _start_broker(self, linger_s: float) -> None:
         import subprocess  # 5 ms, which most programs need not spend: one starts it
@@ -206,6 +237,25 @@ class RuntimeDirectory:
             )
         finally:
             os.close(log)
+
+
+def _distant(config: BrokerConfig, endpoint: str) -> BrokerFile:
+    server_key = config.server_key or os.environ.get("PYHUB_BROKER_KEY", "")
+    if not is_public_key(server_key):
+        raise AccessDenied(
+            f"the broker at {endpoint} cannot be trusted without its public key; "
+            f"{server_key[:50]!r} is none.\n"
+            "  Give server_key= or set PYHUB_BROKER_KEY to its 40 characters: on its host, "
+            "`cat NAME.pub`."
+        )
+    return BrokerFile(endpoint, server_key, epoch="", pid=0, lease=0, lease_file="")
+
+
+def endpoint_digest(name: str) -> str:
+    """Return a short name for a channel's socket: paths of sockets are short."""
+    import hashlib  # loads OpenSSL, which takes a fifth of all that pyhub loads
+
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
 
 
 def _lock_until(descriptor: int, deadline: float) -> bool:

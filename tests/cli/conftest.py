@@ -227,7 +227,7 @@ class CommandLine:
                     continue
                 if f"{MARK}={self.mark}".encode() not in (entry / "environ").read_bytes():
                     continue
-                if with_brokers or b"hub.daemon" not in (entry / "cmdline").read_bytes():
+                if with_brokers or b"broker.daemon" not in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
         return found
 

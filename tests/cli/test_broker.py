@@ -144,6 +144,26 @@ def test_a_key_file_of_other_content_is_refused(apart: Any) -> None:
         assert "Traceback" not in refused.err
 
 
+def test_it_can_be_told_to_end(apart: Any) -> None:
+    broker = start_broker(apart)
+    stopped = apart("broker", "--stop")
+    assert stopped.code == 0, stopped
+    assert f"the broker (pid {broker.pid}) of {runtime_of(apart)} has ended" in stopped.out
+    assert broker.end() == 0
+    again = apart("broker", "--stop")
+    assert again.code == 6
+    assert f"no broker runs in {runtime_of(apart)}: there is none to end" in again.err
+
+
+def test_the_one_of_another_directory_can_be_told_to_end(apart: Any) -> None:
+    elsewhere = runtime_of(apart) / "b"
+    here, there = start_broker(apart), start_broker(apart, "--runtime-dir", elsewhere)
+    assert apart("broker", "--stop", "--runtime-dir", elsewhere).code == 0
+    assert there.end() == 0
+    assert here.code is None
+    assert here.end(signal.SIGINT) == 0
+
+
 def test_6_is_a_broker_that_does_not_answer(unanswered: Any) -> None:
     line, stuck, alone, elsewhere = unanswered
     listed = line("ls")

@@ -84,7 +84,11 @@ def test_a_killed_sim_with_its_broker_leaves_nothing(apart: Any, kill_broker: An
     assert f"removed {runtime_of(apart) / 'broker.json'}: its broker is gone" in cleaned.out
     assert list(shm_of(apart).iterdir()) == []
     left = {path.name for path in runtime_of(apart).iterdir()}
-    assert left == {"broker.key", "client.key", "broker.lock", "start.lock", "broker.log"}
+    # Keys, locks and logs; and the state, which is the next broker's.
+    assert left == {
+        "audit.log", "broker.key", "broker.lock", "broker.log", "client.key", "start.lock",
+        "state.db", "state.db-wal",
+    }  # fmt: skip
     assert apart("clean").out == "nothing to clean\n"
 
 

@@ -14,7 +14,10 @@ import pyhub
 from pyhub.cli import main
 
 COMMANDS = sorted(main.commands)
-ISSUED = {"demo", "sim", "replay", "record", "ls", "info", "tap", "broker", "clean", "doctor"}
+ISSUED = {
+    "demo", "sim", "replay", "record", "ls", "info", "tap", "broker", "clean", "doctor",
+    "call", "state", "events",
+}  # fmt: skip
 
 
 def test_every_command_that_users_were_promised_is_there() -> None:
@@ -87,6 +90,11 @@ WRONG = [
     "record cam1 x.h5 --compression zip",
     "no-such-command",
     "ls --no-such-option",
+    "ls --watch --services",
+    "call cam1 set_exposure 0.1",
+    "call cam1 set_exposure --timeout nan",
+    "state cam1/x --if-version 1",
+    "events --keep",
 ]
 
 
@@ -121,6 +129,13 @@ def test_3_is_a_channel_or_file_that_is_not_there(cli: Any, tmp_path: Path) -> N
     forced, replay = cli.side_by_side(["clean", "--force", "nobody"], ["replay", "/no/file.h5"])
     assert (forced.code, replay.code) == (3, 3)
     assert "/no/file.h5" in replay.err
+
+
+def test_3_is_a_service_or_key_that_is_not_there(cli: Any, hub: Any) -> None:
+    call, state = cli.side_by_side(["call", "nobody", "nothing"], ["state", "no/key"])
+    assert (call.code, state.code) == (3, 3)
+    assert "ServiceNotFound" in call.err
+    assert "no/key" in state.err
 
 
 def test_4_is_a_frame_that_did_not_come_in_time(cli: Any) -> None:

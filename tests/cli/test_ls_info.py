@@ -280,3 +280,112 @@ def test_dead_readers_are_told_as_dead(cli: Any, hub: Any) -> None:
     (reader,) = json.loads(as_json.out)["admitted"]
     assert (reader["pid"], reader["is_alive"]) == (tap.pid, False)
     assert f"{tap.pid}  dead" in info.out
+
+
+@pytest.fixture
+def elsewhere(apart: Any) -> Iterator[Any]:
+    """A broker, and a channel that it alone knows: its segment lies where nobody else looks."""
+    segments = Path(apart.environment["PYHUB_SHM_DIR"], "elsewhere")
+    segments.mkdir()
+    far = apart.start("sim", "--name", "far", "--shape", "16x16",
+                      env={"PYHUB_SHM_DIR": str(segments)})  # fmt: skip
+    far.says("publishing")
+    yield far
+    if far.code is None:
+        assert far.end(signal.SIGINT) == 0
+
+
+def test_channels_that_only_the_broker_knows_are_listed_too(apart: Any, elsewhere: Any) -> None:
+    near = apart.start("sim", "--name", "near", "--shape", "16x16")
+    near.says("publishing")
+    table, as_json = apart.side_by_side(["ls"], ["ls", "--json"])
+    host = os.uname().nodename
+    rows = {line.split()[0]: line.split() for line in table.out.splitlines() if line.split()}
+    assert rows["channel"][-1] == "host"
+    for name, producer in (("near", near), ("far", elsewhere)):
+        assert rows[name][1:5] == ["live", "uint16", "16x16", "16"]
+        assert rows[name][-2:] == [str(producer.pid), host]
+    of_near, of_far = json.loads(as_json.out)
+    assert (of_near["name"], of_far["name"]) == ("near", "far")
+    same = ("state", "dtype", "shape", "n_slots", "n_readers", "admitted", "host", "segment_id")
+    for name in (*same, "owner_pid", "rate_hz", "age_s", "timestamp_ns", "n_dropped"):
+        assert name in of_near
+        assert name in of_far
+    for name in ("state", "dtype", "shape", "n_slots", "n_readers", "admitted", "host"):
+        assert of_near[name] == of_far[name]
+    assert near.end(signal.SIGINT) == 0
+
+
+def test_watching_tells_a_line_a_change(apart: Any, elsewhere: Any) -> None:
+    watch = apart.start("ls", "--watch")
+    as_json = apart.start("ls", "--watch", "--json")
+    host = os.uname().nodename
+    for program in (watch, as_json):
+        program.says(r"\bfar\b")
+    near = apart.start("sim", "--name", "near", "--shape", "16x16")
+    for program in (watch, as_json):
+        program.says(r"\bnear\b")
+    assert (near.end(signal.SIGINT), elsewhere.end(signal.SIGINT)) == (0, 0)
+    watch.says("near  gone")
+    watch.says("far  gone")
+    as_json.says('"far", "state": "gone"')
+    as_json.says('"near", "state": "gone"')
+    assert (watch.end(signal.SIGINT), as_json.end(signal.SIGINT)) == (0, 0)
+    lines = [line.split("  ", 1) for line in watch.out.splitlines()]
+    assert all(re.match(r"\d{4}-\d\d-\d\dT", when) for when, _ in lines)
+    told = [what for _, what in lines]
+    assert f"far  datablock  live  uint16  16x16  {host}  " in told[0]
+    assert len(told) == len(set(told)), "a rate that varies is no change"
+    facts = [json.loads(line) for line in as_json.out.splitlines()]
+    assert (facts[0]["name"], facts[0]["shape"], facts[0]["host"]) == ("far", [16, 16], host)
+
+
+def test_watching_on_a_terminal_is_a_table(cli: Any, hub: Any) -> None:
+    with cli.in_terminal("ls", "--watch") as watch:
+        watch.says("no channels; start one with: pyhub sim")
+        with hub.create_datablock_producer("cam1", dtype="u2", shape=(3, 4)):
+            watch.says(r"cam1 +datablock +live +uint16 +3x4 ")
+        watch.type(b"\x03")
+        assert watch.end() == 0
+
+
+def test_a_watch_goes_on_without_its_broker(apart: Any, kill_broker: Any, runtime: Path) -> None:
+    watch = apart.start("ls", "--watch")
+    sim = apart.start("sim", "--name", "before", "--shape", "16x16")
+    watch.says("before")
+    kill_broker(runtime, signal.SIGKILL)
+    after = apart.start("sim", "--name", "after", "--shape", "16x16")
+    watch.says("after")
+    assert (sim.end(signal.SIGINT), after.end(signal.SIGINT)) == (0, 0)
+    watch.says("after  gone")
+    assert watch.end(signal.SIGINT) == 0
+    assert "Traceback" not in watch.err
+
+
+def test_services_and_programs_are_listed(cli: Any, hub: Any) -> None:
+    with hub.service("cam1") as cam1:
+        cam1.command(lambda: None, name="expose")
+        services, services_json, programs, programs_json = cli.side_by_side(
+            ["ls", "--services"],
+            ["ls", "--services", "--json"],
+            ["ls", "--programs"],
+            ["ls", "--programs", "--json"],
+        )
+    assert re.search(r"^ cam1 +expose .* 0 +0 +1\s*$", services.out, re.MULTILINE)
+    (found,) = json.loads(services_json.out)
+    assert [command["name"] for command in found["commands"]] == ["expose"]
+    (row,) = (line.split() for line in programs.out.splitlines() if f" {os.getpid()} " in line)
+    assert row[-4:] == ["0", "1", "0", "0"]
+    listed = json.loads(programs_json.out)
+    (own,) = (program for program in listed["programs"] if program["pid"] == os.getpid())
+    assert (own["role"], own["n_services"]) == ("admin", 1)
+    assert isinstance(listed["counters"], dict)
+
+
+def test_services_and_programs_are_the_brokers_and_none_is_started(
+    apart: Any, runtime: Path
+) -> None:
+    for alone in apart.side_by_side(["ls", "--services"], ["ls", "--programs", "--json"]):
+        assert alone.code == 6
+        assert f"no broker runs in {runtime}" in alone.err
+    assert not (runtime / "broker.json").exists()

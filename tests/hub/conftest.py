@@ -28,7 +28,7 @@ _numbers = itertools.count()
 # A broker in the foreground, as `pyhub broker` runs one.
 FOREGROUND = """
     import signal, sys
-    from pyhub.hub.broker import Broker
+    from pyhub.hub.broker.server import Broker
     from pyhub.hub.runtime import RuntimeDirectory
 
     broker = Broker(RuntimeDirectory(sys.argv[1]))

@@ -19,7 +19,7 @@ import zmq
 from pyhub import BrokerConfig, BrokerUnreachable, DataBlockConsumer, DataBlockProducer, MessageHub
 from pyhub._core import process_lease
 from pyhub.hub import protocol
-from pyhub.hub.broker import Broker
+from pyhub.hub.broker.server import Broker
 from pyhub.hub.keys import load_or_create_keys
 from pyhub.hub.protocol import MAX_MESSAGE_BYTES, ReplyBody, RequestBody
 from pyhub.hub.runtime import BrokerFile, RuntimeDirectory
@@ -31,7 +31,9 @@ Line = zmq.Socket[bytes]
 
 WATCHDOG_S = 30
 # What a broker leaves behind: keys and locks are for the next one.
-LEFT = {"broker.key", "broker.lock", "broker.log", "client.key", "start.lock"}
+LEFT = {
+    "audit.log", "broker.key", "broker.lock", "broker.log", "client.key", "start.lock", "state.db",
+}  # fmt: skip
 
 # Several programs at once: each waits for the signal, makes a hub, and says
 # which broker it found.
@@ -45,7 +47,7 @@ MEET = """
             os.close(release)
             os.read(hold, 1)
             with MessageHub(BrokerConfig(runtime_dir=sys.argv[1], linger_s=0.3)) as hub:
-                os.write(1, (hub._connection._epoch + "\\n").encode())
+                os.write(1, (hub._connection.epoch + "\\n").encode())
                 sys.stdin.readline()
             os._exit(0)
     os.close(hold)
@@ -241,7 +243,7 @@ def test_a_broker_waits_for_the_one_that_is_just_leaving(runtime: Path, spawn: S
         spawn(
             """
             import sys
-            from pyhub.hub.broker import Broker
+            from pyhub.hub.broker.server import Broker
             from pyhub.hub.runtime import RuntimeDirectory
             print("starts", flush=True)
             Broker(RuntimeDirectory(sys.argv[1]), 0.1).run(60.0)
@@ -410,7 +412,7 @@ def test_when_keys_were_removed_and_the_broker_ended_new_ones_serve_everybody(
 
 def test_a_program_of_another_protocol_is_refused_over_the_wire(shared: BrokerConfig) -> None:
     with raw_line(shared) as dealer:
-        reply = ask(dealer, hello(protocol.PROTOCOL + 1))
+        reply = ask(dealer, hello(protocol.PROTOCOL + 2))
         assert isinstance(reply, protocol.Refused)
         assert reply.code == "protocol"
         reply = ask(dealer, protocol.ListChannels())  # it is as if it had said nothing
@@ -453,6 +455,18 @@ def test_nonsense_is_refused_with_a_short_reason(shared: BrokerConfig, frames: l
         assert len(reply.reason) <= 200
         assert ask(dealer, protocol.Goodbye()) == protocol.Done()
     assert read_broker(shared) == broker
+
+
+def test_a_message_of_a_later_version_is_refused_under_its_own_id(shared: BrokerConfig) -> None:
+    with raw_line(shared) as dealer:
+        assert isinstance(ask(dealer, hello()), protocol.Welcome)
+        for sent, answered in ((raw({"type": "Later", "x": 1}, 77), 77), (b"\xc1", 0)):
+            dealer.send(sent)
+            assert dealer.poll(WATCHDOG_S * 1000)
+            reply = protocol.decode_reply(dealer.recv())
+            assert reply.id == answered
+            assert isinstance(reply.body, protocol.Refused)
+        assert ask(dealer, protocol.Goodbye()) == protocol.Done()
 
 
 def test_an_oversize_message_ends_its_own_line_only(shared: BrokerConfig, hub: MessageHub) -> None:

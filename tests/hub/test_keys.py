@@ -13,7 +13,14 @@ import pytest
 import zmq
 
 from pyhub.errors import AccessDenied
-from pyhub.hub.keys import KeyPair, load_or_create_keys
+from pyhub.hub.keys import (
+    KeyPair,
+    create_key_files,
+    is_public_key,
+    load_or_create_keys,
+    read_keys,
+    shortened_key,
+)
 from tests.hub.conftest import Spawn, line
 
 # Eight processes that wait for one signal, then all make the same keys.
@@ -180,3 +187,91 @@ def test_a_secret_is_shown_nowhere(path: Path, caplog: pytest.LogCaptureFixture)
         error = error.__cause__
     assert keys.public in shown[1]
     assert not any(keys.secret in text for text in shown)
+
+
+# --- Key pairs to hand out ---
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_a_pair_in_two_files_has_its_secret_in_one_of_them(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        keys = create_key_files(tmp_path / "alignment.gui")
+    finally:
+        os.umask(before)
+    assert zmq.curve_public(keys.secret.encode()).decode() == keys.public
+    assert read_keys(tmp_path / "alignment.gui.key") == keys
+    assert (tmp_path / "alignment.gui.pub").read_text() == f"{keys.public}\n"
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"alignment.gui.key": 0o600, "alignment.gui.pub": 0o644}
+
+
+@pytest.mark.parametrize("kind", ["key", "pub"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_pair_never_takes_the_place_of_another_file(
+    tmp_path: Path, kind: str, is_link: bool
+) -> None:
+    there = tmp_path / f"gui.{kind}"
+    if is_link:
+        there.symlink_to(tmp_path / "nowhere")
+    else:
+        there.write_text("in use")
+    with pytest.raises(FileExistsError, match=f"{there} exists.*\n  Take another name"):
+        create_key_files(tmp_path / "gui")
+    assert list(tmp_path.iterdir()) == [there], "and nothing of it is left"
+    assert is_link or there.read_text() == "in use"
+
+
+def test_only_one_of_two_pairs_that_are_made_at_once_comes_to_be(tmp_path: Path) -> None:
+    n_threads = 8
+    found: list[KeyPair] = []
+    refused: list[FileExistsError] = []
+    together = threading.Barrier(n_threads)
+
+    def come() -> None:
+        together.wait()
+        try:
+            found.append(create_key_files(tmp_path / "gui"))
+        except FileExistsError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=come) for _ in range(n_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == n_threads - 1
+    assert found == [read_keys(tmp_path / "gui.key")]
+    assert (tmp_path / "gui.pub").read_text() == f"{found[0].public}\n"
+
+
+def test_keys_that_are_only_read_are_never_made(path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"no key file {path}.*\n.*pyhub keygen"):
+        read_keys(path)
+    assert not path.exists()
+
+
+def test_keys_that_are_only_read_must_be_ones_own_too(path: Path) -> None:
+    keys = load_or_create_keys(path)
+    assert read_keys(path) == keys
+    path.chmod(0o640)
+    with pytest.raises(AccessDenied, match=r"mode 0640(.*\n)*.*pyhub keygen"):
+        read_keys(path)
+    path.chmod(0o600)
+    path.write_bytes(b"{}")
+    with pytest.raises(
+        AccessDenied, match=r"no CurveZMQ key pair.*\n  Have new ones made: pyhub k"
+    ):
+        read_keys(path)
+
+
+def test_a_public_key_is_known_by_its_form() -> None:
+    assert is_public_key(zmq.curve_keypair()[0].decode())
+    good = "0" * 40
+    assert is_public_key(good)
+    for bad in ("", good[1:], good + "0", good[1:] + "~", good[1:] + "ä", "#" * 40, " " * 40):
+        assert not is_public_key(bad), bad
+
+
+def test_a_key_is_shortened_to_what_people_can_compare() -> None:
+    assert shortened_key("Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID") == "Yne@$w-v..."

@@ -656,7 +656,7 @@ def test_nor_does_the_broker_that_such_a_program_started(runtime: Path) -> None:
     done = leave(runtime, "a hub")
     assert (done.returncode, done.stderr) == (0, "")
     wait_until_gone(runtime)
-    assert {path.suffix for path in runtime.iterdir()} == {".key", ".lock", ".log"}
+    assert {path.suffix for path in runtime.iterdir()} == {".db", ".key", ".lock", ".log"}
 
 
 # --- Forks ---

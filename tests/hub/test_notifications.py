@@ -28,7 +28,7 @@ from pyhub import (
     WaitTimeout,
     ZoneUpdateInfo,
 )
-from pyhub.hub.notifications import NotificationListener, NotificationSocket
+from pyhub.hub.client.notifications import NotificationListener, NotificationSocket
 from pyhub.hub.runtime import RuntimeDirectory
 from tests.conftest import eventually
 from tests.hub.conftest import Spawn, go_on, line

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import settings
@@ -10,8 +16,22 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pyhub.errors import InvalidName
 from pyhub.hub import protocol
-from pyhub.hub.protocol import ChannelInfo, Done, Found, Hello, Refused, RequestBody, Welcome
-from pyhub.hub.registry import MAX_CHANNELS_PER_PROGRAM, Registry, endpoint_digest
+from pyhub.hub.broker.registry import COMING_BACK_S, GONE_S, MAX_CHANNELS_PER_PROGRAM, Registry
+from pyhub.hub.broker.rights import Client
+from pyhub.hub.broker.store import Store
+from pyhub.hub.broker.switchboard import Switchboard
+from pyhub.hub.protocol import (
+    ChannelInfo,
+    ChannelMetrics,
+    Done,
+    Found,
+    Hello,
+    Refused,
+    ReplyBody,
+    RequestBody,
+    Welcome,
+)
+from pyhub.hub.runtime import endpoint_digest
 from pyhub.names import check_name
 
 A, B = b"program A", b"program B"
@@ -29,44 +49,89 @@ def channel(name: str = "cam1", segment_id: str = "s1") -> ChannelInfo:
     return ChannelInfo(name, "datablock", "<u2", (4, 4), 4, segment_id, "here", 42)
 
 
+ADMIN = Client("tests", "admin", {}, "key")
+
+
+class Desk:
+    """A registry behind its switchboard, where all programs have one key."""
+
+    def __init__(self, store: Store, heartbeat_s: float = 1.0) -> None:
+        self.registry = Registry("epoch", endpoint_of, heartbeat_s)
+        self.board = Switchboard(self.registry, store, lambda *refusal: None)
+        self.programs = self.registry.programs
+
+    def answer(self, peer: bytes, body: RequestBody, now: float) -> ReplyBody:
+        return self.board.answer(peer, ADMIN, body, now)
+
+    def forget(self, peer: bytes) -> list[str]:
+        return self.board.forget(peer, "left")
+
+    def expire(self, now: float, is_alive: Callable[[Hello], bool]) -> list[str]:
+        return self.board.tick(now, is_alive)
+
+
 @pytest.fixture
-def registry() -> Registry:
+def store(tmp_path: Path) -> Iterator[Store]:
+    with contextlib.closing(Store(tmp_path / "state.db")) as store:
+        yield store
+
+
+@pytest.fixture
+def empty(store: Store) -> Desk:
+    """A registry that nobody has greeted."""
+    return Desk(store)
+
+
+@pytest.fixture
+def registry(empty: Desk) -> Desk:
     """A registry that programs A and B, both of this host, have greeted."""
-    registry = Registry("epoch", endpoint_of)
     for peer in (A, B):
-        registry.answer(peer, hello(), 0.0)
-    return registry
+        empty.answer(peer, hello(), 0.0)
+    return empty
 
 
-def names(registry: Registry, peer: bytes = A) -> list[str]:
+def found(name: str, segment_id: str = "s1") -> Found:
+    """What a look-up of a channel that is there brings."""
+    endpoint = endpoint_of(name)
+    return Found(endpoint, msgspec.structs.replace(channel(name, segment_id), endpoint=endpoint))
+
+
+def names(registry: Desk, peer: bytes = A) -> list[str]:
     reply = registry.answer(peer, protocol.ListChannels(), 0.0)
     assert isinstance(reply, protocol.Channels)
     return [channel.name for channel in reply.channels]
 
 
-def n_readers(registry: Registry, name: str = "cam1", peer: bytes = A) -> int:
-    found = registry.answer(peer, protocol.LookUp(name), 0.0)
-    assert isinstance(found, Found)
-    assert found.channel is not None
-    return found.channel.n_readers
+def n_readers(registry: Desk, name: str = "cam1", peer: bytes = A) -> int:
+    reply = registry.answer(peer, protocol.LookUp(name), 0.0)
+    assert isinstance(reply, Found)
+    assert reply.channel is not None
+    return reply.channel.n_readers
 
 
 # --- Hello ---
 
 
-def test_a_hello_is_welcomed_with_the_brokers_epoch_and_heartbeat() -> None:
-    registry = Registry("epoch", endpoint_of, heartbeat_s=0.5)
+def test_a_hello_is_welcomed_with_the_brokers_epoch_and_heartbeat(store: Store) -> None:
+    registry = Desk(store, heartbeat_s=0.5)
     assert registry.answer(A, hello(), 0.0) == Welcome(protocol.PROTOCOL, "epoch", 0.5)
 
 
-@pytest.mark.parametrize("version", [0, protocol.PROTOCOL + 1, -1])
-def test_a_program_of_another_protocol_is_refused_and_told_both(version: int) -> None:
-    registry = Registry("epoch", endpoint_of)
+@pytest.mark.parametrize("version", [protocol.OLDEST, protocol.PROTOCOL, protocol.PROTOCOL + 1])
+def test_programs_of_neighbouring_protocols_speak_the_older_one(empty: Desk, version: int) -> None:
+    for body in (msgspec.structs.replace(hello(), protocol=version), protocol.Ping()):
+        reply = empty.answer(A, body, 0.0)
+        assert reply == Welcome(min(version, protocol.PROTOCOL), "epoch", 1.0)
+
+
+@pytest.mark.parametrize("version", [0, protocol.PROTOCOL + 2, -1])
+def test_a_program_of_another_protocol_is_refused_and_told_both(empty: Desk, version: int) -> None:
+    registry = empty
     reply = registry.answer(A, msgspec.structs.replace(hello(), protocol=version), 0.0)
     assert isinstance(reply, Refused)
     assert reply.code == "protocol"
     assert f"protocol {protocol.PROTOCOL}, the program {version}" in reply.reason
-    assert "same version of pyhub" in reply.reason
+    assert "neighbouring versions of pyhub" in reply.reason
     assert not registry.programs
 
 
@@ -86,13 +151,13 @@ def test_a_program_of_another_protocol_is_refused_and_told_both(version: int) ->
     ],
     ids=lambda body: type(body).__name__,
 )
-def test_who_has_not_said_hello_is_told_to(body: RequestBody) -> None:
-    reply = Registry("epoch", endpoint_of).answer(A, body, 0.0)
+def test_who_has_not_said_hello_is_told_to(empty: Desk, body: RequestBody) -> None:
+    reply = empty.answer(A, body, 0.0)
     assert isinstance(reply, Refused)
     assert reply.code == "no_hello"
 
 
-def test_a_second_hello_starts_afresh(registry: Registry) -> None:
+def test_a_second_hello_starts_afresh(registry: Desk) -> None:
     registry.answer(A, protocol.Register(channel()), 0.0)
     registry.answer(A, protocol.ReaderAttached(1, "cam1", "s1"), 0.0)
     registry.answer(A, hello(), 1.0)
@@ -104,44 +169,80 @@ def test_a_second_hello_starts_afresh(registry: Registry) -> None:
 # --- Channels ---
 
 
-def test_a_registered_channel_is_listed_and_found() -> None:
+def test_a_registered_channel_is_listed_and_found(registry: Desk) -> None:
     """Seed 17: the broker registers and discovers every channel."""
-    registry = Registry("epoch", endpoint_of)
-    registry.answer(A, hello(), 0.0)
-    registry.answer(B, hello(), 0.0)
     for name in ("cam2", "cam1"):
         reply = registry.answer(A, protocol.Register(channel(name)), 0.0)
         assert reply == protocol.Registered(endpoint_of(name))
     assert names(registry, B) == ["cam1", "cam2"]
-    assert registry.answer(B, protocol.LookUp("cam2"), 0.0) == Found(
-        endpoint_of("cam2"), channel("cam2")
-    )
+    assert registry.answer(B, protocol.LookUp("cam2"), 0.0) == found("cam2")
 
 
-def test_a_channel_that_is_not_there_yet_has_an_endpoint_to_wait_on(registry: Registry) -> None:
-    assert registry.answer(A, protocol.LookUp("later"), 0.0) == Found(endpoint_of("later"), None)
+def test_a_channel_that_is_not_there_yet_has_an_endpoint_to_wait_on(registry: Desk) -> None:
+    for now, status in ((0.0, "pending"), (COMING_BACK_S, "not_found")):
+        reply = registry.answer(A, protocol.LookUp("later"), now)
+        assert isinstance(reply, Found)
+        assert (reply.endpoint, reply.channel, reply.status) == (
+            endpoint_of("later"), None, status,
+        )  # fmt: skip
+        assert reply.reason
 
 
-def test_an_unregistered_channel_is_gone(registry: Registry) -> None:
+def test_a_channel_of_a_program_that_misses_heartbeats_is_pending_until_it_is_heard(
+    registry: Desk,
+) -> None:
+    registry.answer(A, protocol.Register(channel()), 0.0)
+    reply = registry.answer(B, protocol.LookUp("cam1"), 2.0)
+    assert isinstance(reply, Found)
+    assert reply.channel is not None
+    assert (reply.status, reply.channel.liveness) == ("pending", "silent")
+    assert "pid 42 on here" in reply.reason
+    registry.answer(A, protocol.Ping(), 2.0)
+    assert registry.answer(B, protocol.LookUp("cam1"), 2.0) == found("cam1")
+
+
+def test_a_channel_has_the_metrics_of_its_last_report(registry: Desk) -> None:
+    registry.answer(A, protocol.Register(channel()), 0.0)
+    counted = ChannelMetrics(7, 1, 2.5)
+    for peer in (A, B):  # nobody reports of another's channel
+        metrics = {"s1": counted if peer == A else ChannelMetrics(), "unknown": counted}
+        assert registry.answer(peer, protocol.Report(metrics), 0.0) == Done()
+    reply = registry.answer(B, protocol.LookUp("cam1"), 0.0)
+    assert isinstance(reply, Found)
+    assert reply.channel is not None
+    assert reply.channel.metrics == counted
+
+
+def test_of_segments_that_are_gone_no_metrics_are_kept(registry: Desk) -> None:
+    for number in range(3):
+        registry.answer(A, protocol.Register(channel(segment_id=f"s{number}")), 0.0)
+        registry.answer(A, protocol.Report({f"s{number}": ChannelMetrics()}), 0.0)
+    registry.answer(A, protocol.Unregister("cam1", "s0"), 0.0)  # late
+    assert set(registry.programs[A].metrics) == {"s2"}
+    registry.answer(A, protocol.Unregister("cam1", "s2"), 0.0)
+    assert not registry.programs[A].metrics
+
+
+def test_an_unregistered_channel_is_gone(registry: Desk) -> None:
     registry.answer(A, protocol.Register(channel()), 0.0)
     assert registry.answer(A, protocol.Unregister("cam1", "s1"), 0.0) == Done()
     assert names(registry) == []
 
 
-def test_nobody_unregisters_anothers_channel(registry: Registry) -> None:
+def test_nobody_unregisters_anothers_channel(registry: Desk) -> None:
     registry.answer(A, protocol.Register(channel()), 0.0)
     registry.answer(B, protocol.Unregister("cam1", "s1"), 0.0)
     assert names(registry) == ["cam1"]
 
 
-def test_a_late_unregister_leaves_the_next_segment_of_that_name(registry: Registry) -> None:
+def test_a_late_unregister_leaves_the_next_segment_of_that_name(registry: Desk) -> None:
     registry.answer(A, protocol.Register(channel(segment_id="s1")), 0.0)
     registry.answer(A, protocol.Register(channel(segment_id="s2")), 0.0)
     registry.answer(A, protocol.Unregister("cam1", "s1"), 0.0)
     assert names(registry) == ["cam1"]
 
 
-def test_a_name_of_another_host_is_refused_until_that_one_is_gone(registry: Registry) -> None:
+def test_a_name_of_another_host_is_refused_until_that_one_is_gone(registry: Desk) -> None:
     there = b"program there"
     registry.answer(there, hello(host="there"), 0.0)
     registry.answer(A, protocol.Register(channel()), 0.0)
@@ -154,17 +255,16 @@ def test_a_name_of_another_host_is_refused_until_that_one_is_gone(registry: Regi
     assert reply == protocol.Registered(endpoint_of("cam1"))
 
 
-def test_the_next_producer_on_the_same_host_has_the_name(registry: Registry) -> None:
+def test_the_next_producer_on_the_same_host_has_the_name(registry: Desk) -> None:
     # There, the segment has settled already whose the name is.
     registry.answer(A, protocol.Register(channel(segment_id="s1")), 0.0)
     registry.answer(B, protocol.Register(channel(segment_id="s2")), 0.0)
     assert registry.forget(A) == []  # no socket of B's is to be removed
-    found = registry.answer(B, protocol.LookUp("cam1"), 0.0)
-    assert found == Found(endpoint_of("cam1"), channel(segment_id="s2"))
+    assert registry.answer(B, protocol.LookUp("cam1"), 0.0) == found("cam1", "s2")
     assert registry.forget(B) == ["cam1"]
 
 
-def test_a_goodbye_takes_everything_along(registry: Registry) -> None:
+def test_a_goodbye_takes_everything_along(registry: Desk) -> None:
     registry.answer(A, protocol.Register(channel()), 0.0)
     registry.answer(B, protocol.Register(channel("cam2")), 0.0)
     registry.answer(A, protocol.ReaderAttached(1, "cam2", "s1"), 0.0)
@@ -174,14 +274,14 @@ def test_a_goodbye_takes_everything_along(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../x", ".hidden", "a b", "n" * 201, "n" * 60_000, "ä"])
-def test_an_illegal_name_is_refused_with_a_short_reason(registry: Registry, name: str) -> None:
+def test_an_illegal_name_is_refused_with_a_short_reason(registry: Desk, name: str) -> None:
     reply = registry.answer(A, protocol.LookUp(name), 0.0)
     assert isinstance(reply, Refused)
     assert reply.code == "bad_message"
     assert len(reply.reason) <= 200
 
 
-def test_one_program_cannot_fill_the_brokers_memory(registry: Registry) -> None:
+def test_one_program_cannot_fill_the_brokers_memory(registry: Desk) -> None:
     for number in range(MAX_CHANNELS_PER_PROGRAM):
         registry.answer(A, protocol.Register(channel(f"c{number}")), 0.0)
         registry.answer(A, protocol.ReaderAttached(number, "c0", "s1"), 0.0)
@@ -203,7 +303,7 @@ def test_one_program_cannot_fill_the_brokers_memory(registry: Registry) -> None:
 # --- Readers ---
 
 
-def test_readers_are_counted_by_segment(registry: Registry) -> None:
+def test_readers_are_counted_by_segment(registry: Desk) -> None:
     registry.answer(A, protocol.Register(channel(segment_id="s1")), 0.0)
     registry.answer(A, protocol.ReaderAttached(1, "cam1", "s1"), 0.0)
     registry.answer(B, protocol.ReaderAttached(1, "cam1", "s1"), 0.0)
@@ -215,7 +315,7 @@ def test_readers_are_counted_by_segment(registry: Registry) -> None:
     assert n_readers(registry) == 1
 
 
-def test_a_repeated_message_does_not_count_a_reader_twice(registry: Registry) -> None:
+def test_a_repeated_message_does_not_count_a_reader_twice(registry: Desk) -> None:
     registry.answer(A, protocol.Register(channel()), 0.0)
     for _ in range(3):
         registry.answer(B, protocol.ReaderAttached(1, "cam1", "s1"), 0.0)
@@ -226,11 +326,11 @@ def test_a_repeated_message_does_not_count_a_reader_twice(registry: Registry) ->
     assert n_readers(registry) == 1
 
 
-def test_a_reader_that_nobody_knows_may_detach(registry: Registry) -> None:
+def test_a_reader_that_nobody_knows_may_detach(registry: Desk) -> None:
     assert registry.answer(A, protocol.ReaderDetached(99), 0.0) == Done()
 
 
-def test_readers_that_come_first_are_counted_once_the_channel_is_there(registry: Registry) -> None:
+def test_readers_that_come_first_are_counted_once_the_channel_is_there(registry: Desk) -> None:
     # After a broker's restart nobody knows who registers first.
     registry.answer(B, protocol.ReaderAttached(1, "cam1", "s1"), 0.0)
     registry.answer(A, protocol.Register(channel()), 0.0)
@@ -240,24 +340,26 @@ def test_readers_that_come_first_are_counted_once_the_channel_is_there(registry:
 # --- Death ---
 
 
-def test_the_silent_and_the_dead_are_forgotten_and_no_others() -> None:
-    registry = Registry("epoch", endpoint_of)
+def test_the_silent_and_the_dead_are_forgotten_and_no_others(empty: Desk) -> None:
+    registry = empty
     for peer, lease, heard_at in ((b"silent", 1, 0.0), (b"dead", 2, 9.0), (b"well", 3, 9.0)):
         registry.answer(peer, hello(lease=lease), 0.0)
         registry.answer(peer, protocol.Register(channel(peer.decode())), heard_at)
-    gone = registry.expire(10.0, 5.0, lambda hello: hello.lease != 2)
+    gone = registry.expire(10.0, lambda hello: hello.lease != 2)
     assert sorted(gone) == ["dead", "silent"]
     assert set(registry.programs) == {b"well"}
-    assert registry.expire(10.0, 5.0, lambda hello: hello.lease != 2) == []
+    assert registry.expire(10.0, lambda hello: hello.lease != 2) == []
 
 
 @pytest.mark.parametrize("body", [protocol.Ping(), protocol.ListChannels()])
-def test_whatever_a_program_says_proves_that_it_lives(body: RequestBody) -> None:
-    registry = Registry("epoch", endpoint_of)
+def test_whatever_a_program_says_proves_that_it_lives(empty: Desk, body: RequestBody) -> None:
+    registry = empty
     registry.answer(A, hello(), 0.0)
     registry.answer(A, body, 4.0)
-    assert registry.expire(8.0, 5.0, lambda _: True) == []
+    assert registry.expire(4.0 + GONE_S, lambda _: True) == []
     assert A in registry.programs
+    registry.expire(4.1 + GONE_S, lambda _: True)  # the negative control
+    assert A not in registry.programs
 
 
 # --- Names of sockets ---
@@ -283,11 +385,17 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.registry = Registry("epoch", endpoint_of)
+        self.directory = Path(tempfile.mkdtemp())
+        self.store = Store(self.directory / "state.db")
+        self.registry = Desk(self.store)
         self.greeted: set[bytes] = set()
         self.has: dict[tuple[bytes, str], str] = {}  # program, name -> segment
         self.holder: dict[str, bytes] = {}
         self.reads: dict[tuple[bytes, int], tuple[str, str]] = {}
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.directory)
 
     def drop(self, peer: bytes) -> None:
         self.greeted.discard(peer)
@@ -352,7 +460,7 @@ class AnyOrder(RuleBasedStateMachine):
     def expire(self, dead: set[bytes]) -> None:
         leases = {id(self.registry.programs[peer].hello) for peer in dead & self.greeted}
         owned = sorted(name for name, who in self.holder.items() if who in dead)
-        gone = self.registry.expire(0.0, 5.0, lambda hello: id(hello) not in leases)
+        gone = self.registry.expire(0.0, lambda hello: id(hello) not in leases)
         assert sorted(gone) == owned
         for peer in dead:
             self.drop(peer)

@@ -14,10 +14,10 @@ from zmq.utils.monitor import recv_monitor_message
 
 from pyhub import BrokerConfig
 from pyhub.hub import protocol
-from pyhub.hub.broker import secure
+from pyhub.hub.broker.server import secure
+from pyhub.hub.broker.zap import ZAP_DOMAIN, ZAP_ENDPOINT, decide
 from pyhub.hub.keys import KeyPair, load_or_create_keys
 from pyhub.hub.runtime import RuntimeDirectory
-from pyhub.hub.zap import ZAP_DOMAIN, ZAP_ENDPOINT, decide
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
@@ -91,9 +91,14 @@ KEYS = new_keys()
 GOOD = [b"1.0", b"7", ZAP_DOMAIN, b"localhost", b"", b"CURVE", z85.decode(KEYS.public)]
 
 
+def nobody_is_refused(who: str, address: str, why: str) -> None:
+    raise AssertionError(f"{who} at {address} was refused: {why}")
+
+
 def test_an_allowed_key_is_let_in_under_its_name() -> None:
     public = KEYS.public.encode()
-    assert decide(GOOD, {public}) == [b"1.0", b"7", b"200", b"OK", public, b""]
+    reply = decide(GOOD, {public}, nobody_is_refused)
+    assert reply == [b"1.0", b"7", b"200", b"OK", public, b""]
 
 
 @pytest.mark.parametrize(
@@ -116,14 +121,43 @@ def test_an_allowed_key_is_let_in_under_its_name() -> None:
     ],
 )
 def test_anything_else_is_refused_for_good(request_frames: list[bytes]) -> None:
-    reply = decide(request_frames, {KEYS.public.encode()})
+    refused: list[tuple[str, str, str]] = []
+    reply = decide(request_frames, {KEYS.public.encode()}, lambda *told: refused.append(told))
     assert len(reply) == 6
     assert reply[2] in (b"400", b"500")  # 300 would have the client never try again
+    # What could be read is told, once, and what could not be is logged.
+    assert len(refused) == (reply[2] == b"400")
+
+
+def test_of_a_refusal_it_is_told_who_from_where_and_why() -> None:
+    stranger = new_keys()
+    refused: list[tuple[str, str, str]] = []
+    requests = [
+        [*GOOD[:6], z85.decode(stranger.public)],
+        [*GOOD[:3], b"10.0.0.9", b"", b"NULL"],
+    ]
+    for request in requests:
+        decide(request, {KEYS.public.encode()}, lambda *told: refused.append(told))
+    assert [(who, address) for who, address, _ in refused] == [
+        (stranger.public, "localhost"),
+        ("nobody", "10.0.0.9"),
+    ]
+    assert ["CURVE" in why for *_, why in refused] == [True, False]
+    assert ["NULL" in why for *_, why in refused] == [False, True]
+
+
+def test_who_cannot_be_told_of_a_refusal_lets_nobody_in() -> None:
+    def fail(*told: str) -> None:
+        raise OSError("no room for the audit log")
+
+    reply = decide([*GOOD[:6], z85.decode(new_keys().public)], {KEYS.public.encode()}, fail)
+    assert reply[2] == b"500"
 
 
 @given(st.lists(st.binary(max_size=40), max_size=10))
 def test_no_request_makes_the_decision_fail(request_frames: list[bytes]) -> None:
-    assert decide(request_frames, {KEYS.public.encode()})[2] in (b"400", b"500")
+    reply = decide(request_frames, {KEYS.public.encode()}, lambda *_: None)
+    assert reply[2] in (b"400", b"500")
 
 
 class Broken:
@@ -134,7 +168,7 @@ class Broken:
 
 
 def test_an_error_while_deciding_lets_nobody_in() -> None:
-    assert decide(GOOD, Broken())[2] == b"500"
+    assert decide(GOOD, Broken(), nobody_is_refused)[2] == b"500"
 
 
 # --- The broker ---
@@ -256,7 +290,7 @@ def test_while_the_doorman_does_not_answer_nobody_gets_in(
         request = doorman.recv_multipart()
         assert not router.poll(200)
         # It was only the answer that was missing.
-        doorman.send_multipart(decide(request, {keys.public.encode()}))
+        doorman.send_multipart(decide(request, {keys.public.encode()}, nobody_is_refused))
         assert router.poll(WATCHDOG_S * 1000)
         assert router.recv_multipart()[1:] == [b"?"]
 

@@ -16,7 +16,7 @@ def main() -> None:
     if os.fork():
         os._exit(0)  # the starter waits for this half only
     # zmq is imported after the fork: its threads would not survive one.
-    from pyhub.hub.broker import Broker
+    from pyhub.hub.broker.server import Broker
     from pyhub.hub.runtime import RuntimeDirectory
 
     os.chdir("/")

@@ -1,29 +1,53 @@
-"""The broker's loop: sockets around a registry."""
+"""The broker's loop: sockets around a switchboard."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq
 
 from pyhub._core import lease_is_alive, process_lease
-from pyhub.hub import protocol, zap
-from pyhub.hub.keys import load_or_create_keys
-from pyhub.hub.registry import Registry
+from pyhub.hub import protocol
+from pyhub.hub.broker import zap
+from pyhub.hub.broker.allow_list import AllowList
+from pyhub.hub.broker.audit import Audit
+from pyhub.hub.broker.registry import Registry
+from pyhub.hub.broker.store import Store
+from pyhub.hub.broker.switchboard import Switchboard
+from pyhub.hub.keys import KeyPair, load_or_create_keys, read_keys
 from pyhub.hub.runtime import BrokerFile, RuntimeDirectory
 from pyhub.names import lease_path
+
+if TYPE_CHECKING:
+    from pyhub.hub.broker.site import Site
 
 __all__ = ["Broker"]
 
 _log = logging.getLogger("pyhub.hub")
 
+Router = zmq.Socket[bytes]
+
+# The same message by Socket.send_multipart takes six times the instructions: it
+# also serves other kinds of socket, tracking, and memoryviews.
+_send = zmq.backend.Socket.send
+_NOW = int(zmq.NOBLOCK)
+_MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
+
 _TICK_S = 0.25
-# A program that pings every second is silent when three are missing and more.
-_SILENCE_S = 5.0
+# While somebody waits for a worker, its death is to be seen at once.
+_SHORT_TICK_S = 0.025
+# Messages that are answered before the door and the clock are looked at again.
+_MAX_TURN = 100
+# A ROUTER has no limit of its own for connections: beyond this part of the
+# descriptors that the process may have, somebody should be told.
+_CROWDED = 0.8
 
 
 class Broker:
@@ -35,11 +59,19 @@ class Broker:
         Where it tells programs how to find it.
     linger_s
         How long to stay without programs; None: for ever.
+    site
+        Whom to let in, and where to listen, beside this user's own programs.
     """
 
-    def __init__(self, runtime: RuntimeDirectory, linger_s: float | None = None) -> None:
+    def __init__(
+        self,
+        runtime: RuntimeDirectory,
+        linger_s: float | None = None,
+        site: Site | None = None,
+    ) -> None:
         self._runtime = runtime
         self._linger_s = linger_s
+        self._site = site
         self._host = os.uname().nodename
         self._registry = Registry(os.urandom(8).hex(), runtime.endpoint_of)
         self._lease_file = str(lease_path())
@@ -47,10 +79,11 @@ class Broker:
         self._looked_at = time.monotonic()
         self._alone_since = 0.0
         self._is_stopped = False
+        self._is_crowded = False
 
     @property
     def registry(self) -> Registry:
-        """What it knows."""
+        """Which programs and channels it knows."""
         return self._registry
 
     def stop(self) -> None:
@@ -66,24 +99,45 @@ class Broker:
         with self._runtime.lock("broker.lock", patience_s) as is_only_one:
             if not is_only_one:
                 return False
-            with zmq.Context() as context:
-                self._serve(context)
+            with (
+                contextlib.closing(Store(self._runtime.path / "state.db")) as store,
+                contextlib.closing(Audit(self._runtime.path / "audit.log")) as audit,
+                zmq.Context() as context,
+            ):
+                self._serve(context, store, audit)
             Path(self._runtime.broker_endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
             return True
 
-    def _serve(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        keys = load_or_create_keys(self._runtime.key_path("broker"))
-        allowed = {load_or_create_keys(self._runtime.key_path("client")).public.encode()}
+    def _serve(self, context: zmq.Context[Router], store: Store, audit: Audit) -> None:
+        keys = self._keys()
+        own = load_or_create_keys(self._runtime.key_path("client")).public
+        self._allowed = AllowList(own, None if self._site is None else self._site.path)
+        self._audit = audit
+        self._board = Switchboard(self._registry, store, self._note_refusal)
+        _allow_many_descriptors()
         with context.socket(zmq.REP) as doorman, context.socket(zmq.ROUTER) as router:
             doorman.linger = 0
             doorman.bind(zap.ZAP_ENDPOINT)
             secure(router, keys.secret)
             router.bind(self._runtime.broker_endpoint)
+            for endpoint in () if self._site is None else self._site.listen:
+                router.ipv6 = "[" in endpoint
+                router.bind(endpoint)
+                bound = str(
+                    router.getsockopt_string(zmq.LAST_ENDPOINT)
+                )  # its port, where any would do
+                _log.info("broker listens on %s, public key %s", bound, keys.public)
             self._announce(keys.public)
             try:
-                self._loop(doorman, router, allowed)
+                self._loop(doorman, router)
             finally:
                 self._runtime.remove_broker(self._registry.epoch)
+
+    def _keys(self) -> KeyPair:
+        if self._site is None or self._site.key_file is None:
+            return load_or_create_keys(self._runtime.key_path("broker"))
+        # A new one in its place would be a stranger to every client.
+        return read_keys(Path(self._site.key_file))
 
     def _announce(self, public_key: str) -> None:
         broker = BrokerFile(
@@ -97,24 +151,30 @@ class Broker:
         self._runtime.write_broker(broker)
         _log.info("broker %s listens on %s", broker.epoch, broker.endpoint)
 
-    def _loop(
-        self, doorman: zmq.Socket[bytes], router: zmq.Socket[bytes], allowed: set[bytes]
-    ) -> None:
+    def _loop(self, doorman: Router, router: Router) -> None:
         poller = zmq.Poller()
         poller.register(doorman, zmq.POLLIN)
         poller.register(router, zmq.POLLIN)
-        next_tick = _TICK_S
+        next_tick, next_look = _TICK_S, 0.0
         while not self._is_stopped and not self._was_left_alone():
-            wait_s = max(next_tick - self._now, 0.0)
+            is_busy = self._board.services.is_busy
+            wait_s = _SHORT_TICK_S if is_busy else max(next_tick - self._now, 0.0)
             ready = dict(poller.poll(int(wait_s * 1000) + 1))
             self._go_on()
             if doorman in ready:
-                doorman.send_multipart(zap.decide(doorman.recv_multipart(), allowed))
+                request = doorman.recv_multipart()
+                doorman.send_multipart(zap.decide(request, self._allowed, self._note_stranger))
             if router in ready:
-                self._answer(router)
+                self._take_turn(router)
+            if is_busy and self._now >= next_look:
+                next_look = self._now + _SHORT_TICK_S
+                self._board.acknowledge()
+                at_work = self._board.services.workers_at_work()
+                self._forget_sockets(self._board.bury(self._is_alive, at_work))
+                self._send_pushes(router)
             if self._now >= next_tick:
                 next_tick = self._now + _TICK_S
-                self._forget_sockets(self._registry.expire(self._now, _SILENCE_S, self._is_alive))
+                self._tick(router)
 
     def _go_on(self) -> None:
         """Let time pass, but not more than a wait may take.
@@ -125,25 +185,72 @@ class Broker:
         looked_at, self._looked_at = self._looked_at, time.monotonic()
         self._now += min(self._looked_at - looked_at, 2 * _TICK_S)
 
-    def _answer(self, router: zmq.Socket[bytes]) -> None:
-        peer, *frames = router.recv_multipart()
-        request_id = 0
-        body: protocol.ReplyBody
+    def _tick(self, router: Router) -> None:
+        if self._allowed.refresh():
+            self._board.let_in(self._allowed.client_of)
+        self._forget_sockets(self._board.tick(self._now, self._is_alive))
+        self._send_pushes(router)
+        self._look_for_a_crowd()
+
+    # --- Messages ---
+
+    def _take_turn(self, router: Router) -> None:
+        """Answer what has come."""
+        for _ in range(_MAX_TURN):
+            self._answer(router, router.recv_multipart(zmq.NOBLOCK, copy=False))
+            if not int(router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                return
+
+    def _answer(self, router: Router, frames: Sequence[zmq.Frame]) -> None:
+        peer = frames[0].bytes
+        request_id: int | None = None
+        body: protocol.ReplyBody | None
+        # The doorman said who it is; libzmq writes it on each message.
+        key = str(frames[-1].get("User-Id"))
+        client = self._allowed.client_of(key.encode())
+        who = key[:8] if client is None else client.name
         try:
-            (frame,) = frames
-            request = protocol.decode_request(frame)
+            (frame,) = frames[1:]
+            request = protocol.decode_request(frame.bytes)
             request_id = request.id
-            body = self._registry.answer(peer, request.body, self._now)
+            if client is None:
+                # Its right was taken away after it had come in; who asked, is told.
+                body = self._board.refuse("not_allowed", who, "its key is allowed no more")
+            else:
+                body = self._board.answer(peer, client, request.body, self._now, request_id)
         except ValueError as error:
-            reason = str(error)[:200]
-            _log.warning("refused a message of program %s: %s", peer.hex(), reason)
-            body = protocol.Refused("bad_message", reason)
-        reply = protocol.encode(protocol.Reply(request_id, body))
-        if len(reply) > protocol.MAX_REPLY_BYTES:
-            too_long = protocol.Refused("too_many", f"the answer takes {len(reply)} bytes")
-            reply = protocol.encode(protocol.Reply(request_id, too_long))
-        with contextlib.suppress(zmq.Again):  # it does not read; it will ask again
-            router.send_multipart([peer, reply], zmq.NOBLOCK)
+            request_id = protocol.id_of(frames[-1].bytes)
+            body = self._board.refuse("bad_message", who, str(error)[:200])
+        self._send_pushes(router)
+        if body is not None and request_id != 0:  # one without any id is answered too
+            self._send(router, peer, _bounded(protocol.Reply(request_id or 0, body)))
+        if self._board.is_ended:
+            router.linger = 200  # ms: who told it to end is to hear that it does
+            self.stop()
+
+    def _send_pushes(self, router: Router) -> None:
+        """Send what the switchboard has for programs; who does not read loses it, counted."""
+        outbox, self._board.outbox = self._board.outbox, []
+        for peers, body in outbox:
+            frame = protocol.encode(protocol.Reply(0, body))
+            for peer in peers:
+                if not self._send(router, peer, frame):
+                    self._board.note_dropped(peer)
+        replies, self._board.replies = self._board.replies, []
+        for peer, request_id, reply in replies:
+            self._send(router, peer, _bounded(protocol.Reply(request_id, reply)))
+
+    def _send(self, router: Router, peer: bytes, frame: bytes) -> bool:
+        try:
+            _send(router, peer, _MORE)
+            _send(router, frame, _NOW)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            return False  # it does not read, or has just gone; of a reply it asks again
+        return True
+
+    # --- Who is there ---
 
     def _was_left_alone(self) -> bool:
         if self._registry.programs:
@@ -162,6 +269,29 @@ class Broker:
             _log.info("channel %r: its producer's program is gone", name)
             Path(self._runtime.endpoint_of(name).removeprefix("ipc://")).unlink(missing_ok=True)
 
+    def _note_refusal(self, code: str, who: str, why: str) -> None:
+        self._audit.refused(code, who, "a message", why)
+
+    def _note_stranger(self, who: str, address: str, why: str) -> None:
+        self._board.counters["refused: connections"] += 1
+        self._audit.refused("connection", who, address, why)
+
+    def _look_for_a_crowd(self) -> None:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        try:
+            n_open = len(os.listdir("/proc/self/fd"))
+        except OSError:  # not even one is left to look with
+            n_open = limit
+        was_crowded, self._is_crowded = self._is_crowded, n_open > _CROWDED * limit
+        if self._is_crowded and not was_crowded:
+            self._board.counters["crowds"] += 1
+            _log.error(
+                "%d of %d descriptors are in use: whoever connects and says nothing uses one. "
+                "Raise the limit (ulimit -n, LimitNOFILE), or let fewer in by a firewall",
+                n_open,
+                limit,
+            )
+
 
 def secure(router: zmq.Socket[bytes], secret_key: str) -> None:
     """Set `router` up for programs whose key the ZAP handler allows, and nobody else."""
@@ -171,6 +301,25 @@ def secure(router: zmq.Socket[bytes], secret_key: str) -> None:
     router.zap_domain = zap.ZAP_DOMAIN
     # Without this, an unknown key is let in whenever nobody answers.
     router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    # What is not sent is to be counted, not lost in silence.
+    router.router_mandatory = True
     router.maxmsgsize = protocol.MAX_MESSAGE_BYTES
     router.handshake_ivl = 5000
+    # Of a host that went away without a word, TCP says nothing for hours.
+    router.heartbeat_ivl = 1000
+    router.heartbeat_timeout = 3000
     router.router_handover = True  # a program that reconnects is the same one
+
+
+def _bounded(reply: protocol.Reply) -> bytes:
+    frame = protocol.encode(reply)
+    if len(frame) <= protocol.MAX_REPLY_BYTES:
+        return frame
+    too_long = protocol.Refused("too_many", f"the answer takes {len(frame)} bytes")
+    return protocol.encode(protocol.Reply(reply.id, too_long))
+
+
+def _allow_many_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65536)), hard))

@@ -8,7 +8,7 @@ state: no answer, no connection. Frames as in rfc.zeromq.org/spec/27.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 from zmq.utils import z85
 
@@ -22,10 +22,13 @@ ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 ZAP_DOMAIN = b"pyhub"
 
 
-def decide(request: list[bytes], allowed: Container[bytes]) -> list[bytes]:
+def decide(
+    request: list[bytes], allowed: Container[bytes], on_refusal: Callable[[str, str, str], None]
+) -> list[bytes]:
     """Return the reply to an authentication request; never raises.
 
-    `allowed` holds public keys in Z85. Refusals are 400 or 500: after 300 a
+    `allowed` holds public keys in Z85; `on_refusal` is told who, from where and
+    why. Refusals are 400 or 500: after 300 a
     client may never try again (libzmq #2329).
     """
     version, request_id = b"1.0", b""
@@ -36,7 +39,9 @@ def decide(request: list[bytes], allowed: Container[bytes]) -> list[bytes]:
             public = z85.encode(key)
             if public in allowed:
                 return [version, request_id, b"200", b"OK", public, b""]
-        _log.warning("refused a connection from %r (mechanism %r)", address, mechanism)
+        who = z85.encode(credentials[0]).decode() if mechanism == b"CURVE" else "nobody"
+        why = f"mechanism {mechanism.decode(errors='replace')}, domain {domain!r}: not allowed"
+        on_refusal(who, address.decode(errors="replace"), why)
         return [version, request_id, b"400", b"not allowed", b"", b""]
     except Exception:  # whatever it was: no
         _log.exception("refused a connection whose request could not be read")

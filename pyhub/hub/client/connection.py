@@ -1,43 +1,60 @@
-"""A program's line to its broker: requests, replies, and a heartbeat."""
+"""A program's line to its broker: a thread that owns a socket, around a session."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import queue
+import select
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import Any, TypeVar
 
 import zmq
 
 from pyhub._core import process_lease
-from pyhub.errors import BrokerRefused, BrokerUnreachable, ChannelClosed, ForkedHandle
+from pyhub.errors import (
+    AccessDenied,
+    BrokerRefused,
+    BrokerUnreachable,
+    ChannelClosed,
+    ForkedHandle,
+    PyhubError,
+    ServiceNotFound,
+)
 from pyhub.hub import protocol
-from pyhub.hub.keys import load_or_create_keys
-from pyhub.hub.protocol import ReplyBody, RequestBody
+from pyhub.hub.client.session import Ask, OnReply, Session
+from pyhub.hub.protocol import PushBody, Refused, ReplyBody, RequestBody
 from pyhub.hub.runtime import BrokerConfig, BrokerFile, RuntimeDirectory
 from pyhub.names import lease_path
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "expected", "refusal"]
 
 _log = logging.getLogger("pyhub.hub")
 
 R = TypeVar("R")
 
-# One request waits this long for its reply before it is sent once more, to the
-# broker that is there then.
-_PATIENCE_S = 1.0
-# A request that waits looks this often whether the broker died, or the connection
-# was closed.
-_SLICE_S = 0.1
+# So often the thread looks whether the broker's process lives.
+_LOOK_S = 0.25
+# What a goodbye is given to leave.
+_LINGER_MS = 200
+# So long a broker is looked for, or waited for while it starts, at a time.
+_SEARCH_S = 3.0
+# A new line has so long to bring its first answer, and twice as long each time that
+# it did not: the handshake takes three round trips, and a slow network's are long.
+_FIRST_ANSWER_S = 1.0
+_LONGEST_FIRST_ANSWER_S = 8.0
+_MAIN = threading.main_thread().ident
 
 
 class Connection:
-    """Asks the broker, from any thread; finds the next one when it dies.
+    """Asks the broker, for any thread; finds the next one when it dies.
 
     A request may reach a broker twice, or two brokers: each of them has to be
     one that does no harm when it is repeated.
@@ -48,7 +65,12 @@ class Connection:
         How to find the broker.
     introduction
         Returns what a broker that knows nothing of this program has to be
-        told. Called, in whatever thread, each time one is met.
+        told. Called in the connection's thread each time one is met.
+    on_push, on_gap
+        Told, in that thread, of what the broker pushes, and of how many pushes
+        were lost.
+    on_beat
+        Asked, in that thread, once a heartbeat for what there is to report.
 
     Raises
     ------
@@ -56,34 +78,80 @@ class Connection:
         No broker answers and none could be started.
     """
 
-    def __init__(self, config: BrokerConfig, introduction: Callable[[], list[RequestBody]]) -> None:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        introduction: Callable[[], Iterable[Ask]],
+        on_push: Callable[[PushBody], None],
+        on_gap: Callable[[int], None],
+        on_beat: Callable[[], Iterable[Ask]],
+    ) -> None:
         self._config = config
         self._runtime = RuntimeDirectory(config.runtime_dir)
-        self._introduction = introduction
+        self._leases = str(lease_path())
+        self._lease = process_lease(self._leases)  # by which its host sees this program die
+        self._on_beat = on_beat
         self._pid = os.getpid()
         # Kept over reconnections: to the broker it is the same program.
         self._identity = os.urandom(8)
-        self._epoch = ""
-        self._heartbeat_s = 1.0
-        self._next_id = 0
-        self._lock = threading.Lock()  # one request at a time
-        self._asking = 0  # the thread that has the lock
-        self._is_known = False  # whether the broker at the other end met us
+        self._session = Session(self._hello, introduction, on_push, on_gap, self._turned_away)
         self._is_closed = False
-        self._news: deque[RequestBody] = deque()
-        # Of all ways to wake a thread, the one that a finalizer may use too.
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        # Who has the line sends and receives for all: mostly the thread, but also
+        # a thread of a service, which spares a change of threads. Not the main
+        # one: a signal's handler may raise there at any point, with the line taken.
+        self._line = threading.Lock()
+        # Appending, and writing to the descriptor: of all ways to wake a thread,
+        # one that a finalizer and a signal handler may use too.
+        self._inbox: deque[Ask] = deque()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_lock = threading.RLock()  # its number may be another file's once it is closed
+        self._waiting: dict[int, Future[Any]] = {}  # askers, to be told of failures
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
+        self._descriptor = -1  # its own, which libzmq wakes us by
+        self._poller = select.poll()
+        self._poller.register(self._wake, select.POLLIN)
         self._broker: BrokerFile | None = None  # at the other end of it
+        self._first_answer_s = _FIRST_ANSWER_S
+        self._answer_by = 0.0  # until then, it is not given up
+        self._is_mute = False  # whether it has brought nothing yet
+        self._thread = threading.Thread(target=self._run, name="pyhub-hub", daemon=True)
+        self._thread.start()
         try:
             self.ask(protocol.Ping(), protocol.Welcome)
         except BaseException:
-            self._disconnect()
-            self.context.term()
+            self.close()
             raise
-        self._heart = threading.Thread(target=self._beat, name="pyhub-heartbeat", daemon=True)
-        self._heart.start()
+
+    @property
+    def runtime(self) -> RuntimeDirectory:
+        """This program's runtime directory."""
+        return self._runtime
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the broker may be on another host."""
+        return self._config.resolved_endpoint is not None
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a request may take."""
+        return self._config.timeout_s
+
+    @property
+    def epoch(self) -> str:
+        """Which broker this program met last; empty before the first one."""
+        return self._session.epoch
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a broker is there that knows this program."""
+        return self._session.is_known
+
+    @property
+    def spoken(self) -> int:
+        """Which protocol this program and its broker speak; 0 before they met."""
+        return self._session.protocol
 
     def ask(self, body: RequestBody, expect: type[R]) -> R:
         """Send a request and return its reply, which must be an `expect`.
@@ -92,22 +160,66 @@ class Connection:
         ------
         BrokerUnreachable
             No broker answered within the configured time.
-        BrokerRefused
+        BrokerRefused, AccessDenied
             The broker said no; the message says why.
         """
-        self.check()
-        deadline = time.monotonic() + self._config.timeout_s
-        with self._turn(deadline):
-            return _expected(self._exchange(body, deadline), expect)
+        return expected(self.wait(self.begin(body)), expect)
 
-    def tell(self, body: RequestBody) -> None:
-        """Say something soon, before the next request; never waits, never raises.
+    async def aask(self, body: RequestBody, expect: type[R]) -> R:
+        """Do what `ask` does without holding up the event loop."""
+        import asyncio  # whoever calls this has it already
+
+        future = asyncio.wrap_future(self.begin(body))
+        try:
+            return expected(await asyncio.wait_for(future, self._config.timeout_s), expect)
+        except TimeoutError:
+            raise self.unreachable() from None
+
+    def wait(self, future: Future[ReplyBody]) -> ReplyBody:
+        """Return the reply to what was begun; errors as for `ask`."""
+        try:
+            return future.result(self._config.timeout_s)
+        except FutureTimeout:
+            raise self.unreachable() from None
+        finally:
+            future.cancel()
+
+    def begin(self, body: RequestBody, on_reply: OnReply | None = None) -> Future[ReplyBody]:
+        """Send a request; the future has its reply, a refusal too.
+
+        `on_reply` is told of it in the connection's thread, before anything
+        that the broker sent later is taken.
+        """
+        self.check()
+        future: Future[ReplyBody] = Future()
+
+        def take(reply: ReplyBody) -> None:
+            if on_reply is not None:
+                on_reply(reply)
+            self._waiting.pop(id(future), None)
+            with contextlib.suppress(InvalidStateError):  # nobody waits any more
+                future.set_result(reply)
+
+        self._waiting[id(future)] = future
+        future.add_done_callback(lambda done: self._waiting.pop(id(done), None))
+        self._put(Ask(body, take, is_wanted=lambda: not future.done()), is_urgent=True)
+        if self._is_closed:  # meanwhile: the thread may not see it any more
+            self._fail(_closed())
+        return future
+
+    def tell(self, body: RequestBody, is_news: bool = True) -> None:
+        """Say something soon; never waits, never raises.
 
         So that frames flow on whatever the broker does, and that finalizers
-        may call it.
+        may call it. `is_news`: an introduction says the same.
         """
-        self._news.append(body)
-        self._wake.put(None)
+        if self._pid == os.getpid() and not self._is_closed:
+            self._put(Ask(body, None, is_news))
+
+    def put(self, ask: Ask) -> None:
+        """Have something asked, at once if the line is free; not for finalizers."""
+        if self._pid == os.getpid() and not self._is_closed:
+            self._put(ask, is_urgent=True)
 
     def check(self) -> None:
         """Raise if no request can be made any more: after `close`, or a fork."""
@@ -118,7 +230,7 @@ class Connection:
                 "method."
             )
         if self._is_closed:
-            raise ChannelClosed("this hub was shut down.\n  Make a new MessageHub.")
+            raise _closed()
 
     def close(self, wait: bool = True) -> None:
         """Say goodbye. In a fork's child: only forget, the line is the parent's.
@@ -126,187 +238,236 @@ class Connection:
         The end of it waits until all sockets of `context` are closed; with
         `wait`, the caller does so too.
         """
-        if self._pid != os.getpid():
+        if self._pid != os.getpid() or self._is_closed:
             return
         self._is_closed = True
-        self._wake.put(None)
-        # Not to be waited for by itself, nor by a signal handler that
-        # interrupted a request: that one has to end first.
-        if wait and threading.get_ident() not in (self._heart.ident, self._asking):
-            self._heart.join(self._config.timeout_s)
+        self._wake_up()
+        # Not to be waited for by itself: a push's receiver may close the hub.
+        if wait and threading.get_ident() != self._thread.ident:
+            self._thread.join(self._config.timeout_s)
 
-    # --- Asking ---
+    def unreachable(self) -> BrokerUnreachable:
+        """Return the error that says that no broker answered."""
+        if self._config.resolved_endpoint is not None:
+            return BrokerUnreachable(
+                f"the broker at {self._config.resolved_endpoint} did not answer within "
+                f"{self._config.timeout_s:g} s.\n"
+                "  Is it running, is its public key the right one, and does it list this "
+                "program's?\n"
+                "  Its log, and audit.log beside it, say whom it refused."
+            )
+        broker = self._runtime.read_broker()
+        if broker is None:
+            return self._runtime.not_started(self._config.timeout_s)
+        return BrokerUnreachable(
+            f"the broker in {self._runtime.path} did not answer within "
+            f"{self._config.timeout_s:g} s.\n"
+            f"  See {self._runtime.log_path}; if it is stuck, end it"
+            + f" (kill -9 {broker.pid}): the next program starts another one.\n"
+            "  Frames in shared memory flow on without it."
+        )
 
-    @contextlib.contextmanager
-    def _turn(self, deadline: float) -> Iterator[None]:
-        """Have the line for oneself."""
-        patience_s = min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
-        if not self._lock.acquire(timeout=patience_s):
-            raise self._unreachable()
-        self._asking = threading.get_ident()
-        try:
-            yield
-        finally:
-            self._asking = 0
-            self._lock.release()
-
-    def _exchange(self, body: RequestBody, deadline: float) -> ReplyBody:
-        """Ask until there is an answer; meet the next broker if this one is gone."""
-        while True:
-            self.check()
-            if (self._is_known or self._meet(deadline)) and self._say_news(deadline):
-                reply = self._request(body, deadline)
-                if reply is not None and not _is_unknown(reply):
-                    return reply
-            self._is_known = False
-            if time.monotonic() >= deadline:
-                raise self._unreachable()
-
-    def _say_news(self, deadline: float) -> bool:
-        while self._news:
-            reply = self._request(self._news[0], deadline)
-            if reply is None or _is_unknown(reply):
-                return False  # the introduction will say it
-            if isinstance(reply, protocol.Refused):
-                _log.warning("the broker refused (%s): %s", reply.code, reply.reason)
-            self._news.popleft()
-        return True
-
-    def _request(self, body: RequestBody, deadline: float) -> ReplyBody | None:
-        """Send once; None if nobody answers for as long as one try may take."""
-        line, broker = self._socket, self._broker
-        if line is None or broker is None:
-            return None
-        self._next_id += 1
-        until = min(deadline, time.monotonic() + _PATIENCE_S)
-        try:
-            line.send(protocol.encode(protocol.Request(self._next_id, body)), zmq.NOBLOCK)
-        except zmq.Again:
-            return None
-        while not self._is_closed and (left_s := until - time.monotonic()) > 0:
-            if not line.poll(int(min(left_s, _SLICE_S) * 1000) + 1):
-                if not broker.is_alive():
-                    return None
-                continue
+    def _put(self, ask: Ask, is_urgent: bool = False) -> None:
+        self._inbox.append(ask)
+        # Not if this very thread has the line, in a push's receiver or a
+        # finalizer within: then it is sent by the thread, soon.
+        is_urgent = is_urgent and threading.get_ident() != _MAIN
+        if is_urgent and self._line.acquire(blocking=False):
             try:
-                reply = protocol.decode_reply(line.recv())
-            except ValueError as error:
-                raise BrokerRefused(
+                self._exchange()
+            finally:
+                self._line.release()
+        else:
+            self._wake_up()
+
+    def _wake_up(self) -> None:
+        with self._wake_lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    # --- The thread ---
+
+    def _run(self) -> None:
+        next_beat = 0.0
+        try:
+            while not self._is_closed:
+                with self._line:
+                    now = time.monotonic()
+                    if (self._session.is_overdue(now) and now >= self._answer_by) or (
+                        self._broker is not None and not self._broker.is_alive()
+                    ):
+                        self._disconnect()
+                if self._socket is None:
+                    self._connect()
+                with self._line:
+                    if self._session.is_known and now >= next_beat:
+                        next_beat = now + self._session.heartbeat_s
+                        for ask in self._on_beat():
+                            self._session.ask(ask)
+                    self._exchange()
+                    wait_s = self._rest_s()
+                self._rest(wait_s)
+            with self._line:
+                self._say_goodbye()
+        except BaseException as error:
+            _log.exception("the line to the broker is out of order")
+            self._is_closed = True
+            self._fail(BrokerUnreachable(f"the line to the broker is out of order: {error!r}"))
+            self._disconnect()
+        finally:
+            self._fail(_closed())
+            with self._wake_lock:
+                os.close(self._wake)
+                self._wake = -1
+            self.context.term()
+
+    def _rest_s(self) -> float:
+        if self._socket is None:
+            return _LOOK_S
+        due = max(self._session.due(), self._answer_by)
+        return min(max(due - time.monotonic(), 0.0), _LOOK_S)
+
+    def _rest(self, wait_s: float) -> None:
+        """Sleep until there is something to do; without the line, which others may use."""
+        for descriptor, _ in self._poller.poll(int(wait_s * 1000) + 1):
+            if descriptor == self._wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+
+    def _exchange(self) -> None:
+        """Send what is to be sent, and take what has come, until there is neither."""
+        while True:
+            while self._inbox:
+                self._session.ask(self._inbox.popleft())
+            if self._socket is None:
+                return
+            for frame in self._session.outgoing(time.monotonic()):
+                try:
+                    self._socket.send(frame, zmq.NOBLOCK)
+                except zmq.Again:  # it does not read: asked again over the next line
+                    break
+            # Asking for the events, unlike a recv that fails, makes the
+            # descriptor quiet, so that it tells of the next message.
+            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                return
+            self._take(self._socket.recv(zmq.NOBLOCK))
+
+    def _take(self, frame: bytes) -> None:
+        self._is_mute, self._answer_by, self._first_answer_s = False, 0.0, _FIRST_ANSWER_S
+        try:
+            self._session.receive(frame, time.monotonic())
+        except ValueError as error:
+            self._fail(
+                BrokerRefused(
                     f"the broker's answer cannot be read: {error}.\n"
                     "  It may run another version of pyhub: restart it."
-                ) from error
-            if reply.id == self._next_id:  # others are answers that came too late
-                return reply.body
-        return None
+                )
+            )
 
-    # --- Finding the broker ---
-
-    def _meet(self, deadline: float) -> bool:
-        """Find the broker, say who we are and what we have; whether it listened."""
-        self._connect(deadline)
-        leases = lease_path()
-        hello = protocol.Hello(
-            protocol.PROTOCOL, os.uname().nodename, os.getpid(), process_lease(leases), str(leases)
-        )
-        reply = self._request(hello, deadline)
-        if reply is None:
-            # It may read this hello when nobody remembers it: take it back.
-            self._disconnect()
-            return False
-        welcome = _expected(reply, protocol.Welcome)
-        if self._epoch not in ("", welcome.epoch):
-            _log.info("met a new broker (%s)", welcome.epoch)
-        self._epoch = welcome.epoch
-        self._heartbeat_s = welcome.heartbeat_s
-        self._news.clear()  # all of it, and more, is in the introduction
-        for body in self._introduction():
-            reply = self._request(body, deadline)
-            if reply is None:
-                return False
-            if isinstance(reply, protocol.Refused):
-                _log.warning("the broker refused (%s): %s", reply.code, reply.reason)
-        self._is_known = True
-        return True
-
-    def _connect(self, deadline: float) -> None:
-        broker = self._runtime.find_broker(self._config, deadline)
-        keys = load_or_create_keys(self._runtime.key_path("client"))
-        self._disconnect()
-        line = self._socket = self.context.socket(zmq.DEALER)
+    def _connect(self) -> None:
+        try:
+            broker = self._runtime.find_broker(self._config, time.monotonic() + _SEARCH_S)
+            keys = self._runtime.client_keys(self._config)
+        except PyhubError as error:
+            # One that is just being started may need longer; what else it is,
+            # waiting does not mend.
+            if not isinstance(error, BrokerUnreachable) or not self._config.autostart:
+                self._fail(error)
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        line = self.context.socket(zmq.DEALER)
         line.linger = 0
         line.identity = self._identity
         line.curve_serverkey = broker.public_key.encode()
         line.curve_publickey = keys.public.encode()
         line.curve_secretkey = keys.secret.encode()
         line.maxmsgsize = protocol.MAX_REPLY_BYTES
+        line.rcvhwm = 10_000
+        line.heartbeat_ivl = 1000
+        line.heartbeat_timeout = 3000
+        line.reconnect_ivl = 100
+        line.reconnect_ivl_max = 1000
         line.connect(broker.endpoint)
-        self._broker = broker
+        with self._line:
+            self._socket, self._broker = line, broker
+            self._descriptor = line.fileno()
+            self._poller.register(self._descriptor, select.POLLIN)
+            self._is_mute = True
+            self._answer_by = time.monotonic() + self._first_answer_s
+            self._session.has_line(time.monotonic())
 
-    def _disconnect(self, linger_ms: int = 0) -> None:
+    def _disconnect(self) -> None:
         if self._socket is not None:
-            self._socket.close(linger_ms)
-            self._socket = None
-
-    def _unreachable(self) -> BrokerUnreachable:
-        broker = self._runtime.read_broker()
-        return BrokerUnreachable(
-            f"the broker in {self._runtime.path} did not answer within "
-            f"{self._config.timeout_s:g} s.\n"
-            f"  See {self._runtime.log_path}; if it is stuck, end it"
-            + (f" (kill -9 {broker.pid})" if broker is not None else "")
-            + ": the next program starts another one.\n"
-            "  Frames in shared memory flow on without it."
-        )
-
-    # --- Heartbeat ---
-
-    def _beat(self) -> None:
-        was_heard = True
-        while not self._is_closed:
-            self._rest()
-            deadline = time.monotonic() + self._config.timeout_s
-            try:
-                with self._turn(deadline):
-                    self._exchange(protocol.Ping(), deadline)
-            except ChannelClosed:
-                break
-            # Whatever it was: a program whose heart stops is forgotten for good.
-            except Exception as error:
-                if was_heard:
-                    _log.warning("%s", error)
-                was_heard = False
-            else:
-                was_heard = True
-        self._say_goodbye()
-
-    def _rest(self) -> None:
-        """Sleep until there is news, or for one heartbeat."""
-        with contextlib.suppress(queue.Empty):
-            self._wake.get(timeout=self._heartbeat_s)
-            while True:
-                self._wake.get_nowait()
+            self._poller.unregister(self._descriptor)
+            self._socket.close(0)
+            self._socket = self._broker = None
+            if self._is_mute:
+                self._first_answer_s = min(2 * self._first_answer_s, _LONGEST_FIRST_ANSWER_S)
+            self._session.lost_line()
 
     def _say_goodbye(self) -> None:
-        with self._lock:
-            if self._socket is not None:
-                with contextlib.suppress(zmq.Again):
-                    goodbye = protocol.Request(self._next_id + 1, protocol.Goodbye())
-                    self._socket.send(protocol.encode(goodbye), zmq.NOBLOCK)
-            self._disconnect(linger_ms=200)
-        self.context.term()
+        self._fail(_closed())
+        if self._socket is None:
+            return
+        if self._session.is_known:
+            while self._inbox:
+                self._session.ask(self._inbox.popleft())
+            self._session.ask(Ask(protocol.Goodbye()))
+            self._exchange()
+        self._socket.close(_LINGER_MS)
+        self._socket = None
+
+    def _hello(self, version: int) -> protocol.Hello:
+        return protocol.Hello(
+            version,
+            os.uname().nodename,
+            os.getpid(),
+            self._lease,
+            self._leases,
+            self._config.name or _own_name(),
+        )
+
+    def _turned_away(self, refused: Refused) -> None:
+        self._fail(refusal(refused))
+
+    def _fail(self, error: BaseException) -> None:
+        """Tell all who wait that they wait in vain."""
+        for future in list(self._waiting.values()):
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(error)
 
 
-def _is_unknown(reply: ReplyBody) -> bool:
-    """Whether the broker said that it does not know us."""
-    return isinstance(reply, protocol.Refused) and reply.code == "no_hello"
+def _own_name() -> str:
+    path = Path(sys.argv[0] or "python")
+    # A package that was run by python -m is known by its directory.
+    return (path.parent.name if path.name == "__main__.py" else path.name)[:120]
 
 
-def _expected(reply: ReplyBody, expect: type[R]) -> R:
-    if isinstance(reply, protocol.Refused):
-        raise BrokerRefused(f"the broker refused ({reply.code}): {reply.reason}")
+def expected(reply: ReplyBody, expect: type[R]) -> R:
+    """Return `reply` if it is an `expect`; a refusal is raised."""
+    if isinstance(reply, Refused):
+        raise refusal(reply)
     if not isinstance(reply, expect):
         raise BrokerRefused(
             f"the broker answered {type(reply).__name__}, not {expect.__name__}.\n"
             "  It runs another version of pyhub: restart it."
         )
     return reply
+
+
+def refusal(refused: Refused) -> PyhubError:
+    """Return the error that a refusal is to a caller."""
+    if refused.code == "not_allowed":
+        return AccessDenied(
+            f"the broker refused: {refused.reason}.\n"
+            "  Its list of clients says who may do what: ask whoever keeps it."
+        )
+    if refused.code in ("no_service", "no_command"):
+        return ServiceNotFound(refused.reason)
+    return BrokerRefused(f"the broker refused ({refused.code}): {refused.reason}")
+
+
+def _closed() -> ChannelClosed:
+    return ChannelClosed("this hub was shut down.\n  Make a new MessageHub.")

@@ -1,217 +1,109 @@
-"""The messages between programs and the broker, and on notification channels.
+"""Messages as bytes: what travels between programs and the broker, and on notification channels.
 
 To the broker: one frame, MessagePack of `Request`; from it: `Reply` with the
-same `id`. All are bounded and typed: what does not decode is refused, never
-guessed at. A request does no harm when it is repeated: who got no answer sends
-it again.
+same `id`, or with id 0 a push, which nobody asked for just then. All are
+bounded and typed: what does not decode is refused, never guessed at. A request
+does no harm when it is repeated: who got no answer sends it again.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
 from pyhub.datablock import Notification
 from pyhub.errors import InvalidName
-from pyhub.names import check_name
+from pyhub.hub.protocol import channels, events, programs, services, state
 
 __all__ = [
-    "MAX_MESSAGE_BYTES",
-    "MAX_REPLY_BYTES",
-    "PROTOCOL",
-    "ChannelInfo",
-    "Channels",
-    "Done",
-    "Found",
-    "Goodbye",
-    "Hello",
-    "Lease",
-    "ListChannels",
-    "LookUp",
-    "Ping",
-    "ReaderAttached",
-    "ReaderDetached",
-    "Refused",
-    "Register",
-    "Registered",
-    "Reply",
-    "Request",
-    "Unregister",
-    "Welcome",
-    "decode_notification",
-    "decode_reply",
-    "decode_request",
-    "encode",
-    "encode_notification",
-]
+    "MAX_MESSAGE_BYTES", "MAX_REPLY_BYTES", "OLDEST", "PROTOCOL", "PushBody", "Reply", "ReplyBody",
+    "Request", "RequestBody", "decode_notification", "decode_reply", "decode_request", "encode",
+    "encode_notification", "id_of",
+]  # fmt: skip
 
 T = TypeVar("T")
 
-PROTOCOL = 1
+# Neighbouring versions talk: each adds messages, and fields with defaults, only.
+PROTOCOL = 2
+OLDEST = PROTOCOL - 1
 MAX_MESSAGE_BYTES = 64 * 1024
-MAX_REPLY_BYTES = 16 * MAX_MESSAGE_BYTES  # a list of some thousand channels
-
-_Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=255)]
-# A lease is an offset in a file: anything else, the kernel cannot be asked about.
-Lease: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-
-
-class ChannelInfo(msgspec.Struct, frozen=True):
-    """What the broker knows of a channel."""
-
-    name: str
-    kind: str  # "datablock"
-    dtype: str
-    shape: tuple[int, ...]
-    n_slots: int
-    segment_id: str
-    host: str
-    pid: int
-    n_readers: int = 0
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        if max(len(self.kind), len(self.host), len(self.segment_id)) > 255 or (
-            len(self.shape) > 8 or len(self.dtype) > 1023
-        ):
-            raise ValueError("a field is too long")
-
-
-# --- Requests ---
-
-
-class _Message(msgspec.Struct, tag_field="type", frozen=True):
-    pass
-
-
-class Hello(_Message, frozen=True):
-    """The first message of a program; again after the broker changed."""
-
-    protocol: int
-    host: _Text
-    pid: int
-    lease: Lease  # of the program, in `lease_file`; how its host sees it die
-    lease_file: Annotated[str, msgspec.Meta(max_length=4096)]
-
-
-class Register(_Message, frozen=True):
-    """This program has a channel."""
-
-    channel: ChannelInfo
-
-
-class Unregister(_Message, frozen=True):
-    """This program closed its channel."""
-
-    name: str
-    segment_id: str
-
-
-class LookUp(_Message, frozen=True):
-    """Where is the channel of this name?"""
-
-    name: str
-
-
-class ReaderAttached(_Message, frozen=True):
-    """This program's reader of that number reads the segment, and no other one."""
-
-    reader: int
-    name: _Text
-    segment_id: _Text
-
-
-class ReaderDetached(_Message, frozen=True):
-    """This program's reader of that number reads nothing any more."""
-
-    reader: int
-
-
-class ListChannels(_Message, frozen=True):
-    """Which channels are there?"""
-
-
-class Ping(_Message, frozen=True):
-    """Are you there, and the same broker as before?"""
-
-
-class Goodbye(_Message, frozen=True):
-    """This program leaves; it has nothing any more."""
-
+MAX_REPLY_BYTES = 16 * MAX_MESSAGE_BYTES  # a page of a list
 
 RequestBody: TypeAlias = (
-    Hello
-    | Register
-    | Unregister
-    | LookUp
-    | ReaderAttached
-    | ReaderDetached
-    | ListChannels
-    | Ping
-    | Goodbye
+    programs.Hello
+    | programs.Ping
+    | programs.Goodbye
+    | programs.ListPrograms
+    | programs.Shutdown
+    | channels.Register
+    | channels.Unregister
+    | channels.Report
+    | channels.LookUp
+    | channels.ReaderAttached
+    | channels.ReaderDetached
+    | channels.ListChannels
+    | services.Offer
+    | services.Withdraw
+    | services.Hold
+    | services.ListServices
+    | services.Call
+    | services.Cancel
+    | services.Outcome
+    | services.Progress
+    | state.GetState
+    | state.SetState
+    | state.Watch
+    | state.Unwatch
+    | events.Publish
+)
+
+ReplyBody: TypeAlias = (
+    programs.Welcome
+    | programs.Done
+    | programs.Refused
+    | programs.Programs
+    | channels.Registered
+    | channels.Found
+    | channels.Channels
+    | services.Accepted
+    | services.Services
+    | services.Finished
+    | state.Stated
+    | state.Conflict
+    | state.Watching
+)
+
+PushBody: TypeAlias = (
+    services.Execute
+    | services.Abort
+    | services.Finished
+    | services.Progressed
+    | state.StateChanged
+    | events.EventHappened
 )
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A message to the broker; the reply carries the same `id`."""
+    """A message to the broker; the reply carries the same `id`. With id 0 there is none."""
 
     id: int
     body: RequestBody
 
 
-# --- Replies ---
-
-
-class Welcome(_Message, frozen=True):
-    """To `Hello` and `Ping`. Another `epoch`: another broker than before."""
-
-    protocol: int
-    epoch: str
-    heartbeat_s: float  # how often a program shall ping
-
-
-class Registered(_Message, frozen=True):
-    """To `Register`: where the channel's notifications are to be published."""
-
-    endpoint: str
-
-
-class Found(_Message, frozen=True):
-    """To `LookUp`: where notifications are published; None: no such channel yet."""
-
-    endpoint: str
-    channel: ChannelInfo | None
-
-
-class Channels(_Message, frozen=True):
-    """To `ListChannels`."""
-
-    channels: list[ChannelInfo]
-
-
-class Done(_Message, frozen=True):
-    """To everything that has no more to say."""
-
-
-class Refused(_Message, frozen=True):
-    """The broker understood, or could not understand, and does nothing."""
-
-    code: str  # "bad_message", "no_hello", "protocol", "name_taken", "too_many"
-    reason: str
-
-
-ReplyBody: TypeAlias = Welcome | Registered | Found | Channels | Done | Refused
-
-
 class Reply(msgspec.Struct, frozen=True):
-    """A message from the broker."""
+    """A message from the broker; id 0: a push."""
 
     id: int
-    body: ReplyBody
+    body: ReplyBody | PushBody
+
+
+class _Id(msgspec.Struct):
+    id: int
 
 
 _encoder = msgspec.msgpack.Encoder()
+_ids = msgspec.msgpack.Decoder(_Id)
 _requests = msgspec.msgpack.Decoder(Request)
 _replies = msgspec.msgpack.Decoder(Reply)
 _notifications = msgspec.msgpack.Decoder(Notification)
@@ -231,6 +123,17 @@ def decode_request(frame: bytes) -> Request:
         It is too long, no message, or a field is out of bounds.
     """
     return _bounded(_requests, frame, MAX_MESSAGE_BYTES)
+
+
+def id_of(frame: bytes) -> int | None:
+    """Return the id of a request whose body could not be read; None if not even that can be.
+
+    So that a program of a later version is told that its message means nothing here.
+    """
+    try:
+        return _ids.decode(frame).id
+    except (msgspec.MsgspecError, RecursionError):
+        return None
 
 
 def decode_reply(frame: bytes) -> Reply:

@@ -1,0 +1,588 @@
+"""Services: which workers offer what, and the calls on their way. Does no I/O.
+
+A call is done once. Its id is its name for good, and whoever began it keeps
+what came of it: a caller that asks again, here or at the next broker, is led
+to the same worker, which answers with what it has. Where that worker is gone,
+or may have been, the caller is told that nobody knows whether it ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pyhub.hub import protocol
+from pyhub.hub.protocol import Accepted, CommandInfo, Done, Failure, Refused
+from pyhub.names import check_name
+
+__all__ = ["FORMER_S", "FormerWorker", "Roster", "Services", "worker_id"]
+
+MAX_SERVICES_PER_PROGRAM = 256
+MAX_WAITING = 1000  # calls of one service that no worker has begun
+MAX_CALLS_PER_CALLER = 1000
+_MAX_ENDED = 10_000
+# A new broker waits so long for the workers of the one before it.
+FORMER_S = 5.0
+# Of a worker that is gone, the next broker is to know for so long: by then, its
+# callers have heard what came of their calls, or are gone themselves.
+_REMEMBERED_S = 60.0
+
+
+def worker_id(peer: bytes) -> str:
+    """Return how a worker is called before others: its address is its own secret."""
+    return hashlib.blake2b(peer, digest_size=6, person=b"pyhub-worker").hexdigest()
+
+
+@dataclass(frozen=True)
+class FormerWorker:
+    """A program that worked for a service under the broker before."""
+
+    peer: bytes
+    service: str
+    hello: protocol.Hello
+
+
+class Roster(Protocol):
+    """Where it is written down who works for what, for the next broker."""
+
+    def keep_worker(self, service: str, peer: bytes, hello: protocol.Hello) -> None:
+        """Remember that `peer` works for `service`."""
+
+    def drop_worker(self, service: str, peer: bytes) -> None:
+        """Forget it."""
+
+
+@dataclass
+class _Worker:
+    commands: dict[str, CommandInfo]
+    capacity: int
+    running: set[bytes]  # ids of calls
+
+
+@dataclass
+class _Service:
+    workers: OrderedDict[bytes, _Worker] = field(default_factory=OrderedDict)
+    waiting: list[bytes] = field(default_factory=list)
+    commands: dict[str, CommandInfo] = field(default_factory=dict)  # of all workers
+
+    def note_commands(self) -> None:
+        """Look again what the workers offer."""
+        self.commands = {
+            name: command
+            for worker in self.workers.values()
+            for name, command in worker.commands.items()
+        }
+
+
+@dataclass
+class _Call:
+    request: protocol.Call
+    callers: set[bytes]
+    source: str
+    deadline: float
+    worker: bytes | None = None  # who has it
+    is_in_doubt: bool = False  # it may have begun under a broker before this one
+    may_be_done: bool = False  # its worker is asked again for what came of it
+
+
+@dataclass
+class _Former:
+    hello: protocol.Hello
+    services: set[str]
+    until: float
+
+
+class Services:
+    """Hands calls to workers, and what comes of them to callers.
+
+    Parameters
+    ----------
+    epoch
+        This broker's.
+    push
+        Sends a message to programs.
+    is_here
+        Whether a program is connected.
+    roster
+        Where workers are written down.
+    former
+        Those that the broker before this one had.
+    now
+        When this broker began, s.
+    """
+
+    def __init__(
+        self,
+        epoch: str,
+        push: Callable[[Sequence[bytes], protocol.PushBody], None],
+        is_here: Callable[[bytes], bool],
+        roster: Roster,
+        former: Iterable[FormerWorker] = (),
+        now: float = 0.0,
+    ) -> None:
+        self._epoch = epoch
+        self._push = push
+        self._is_here = is_here
+        self._roster = roster
+        self._services: dict[str, _Service] = {}
+        self._calls: dict[bytes, _Call] = {}
+        self._n_calls: dict[bytes, int] = {}  # of each caller
+        # Those that ended, and who did them: asked for again, he says it again.
+        self._ended: OrderedDict[bytes, bytes] = OrderedDict()
+        # Workers that are expected back: of the broker before, or their line broke.
+        self._former: dict[bytes, _Former] = {}
+        for each in former:
+            self._expect(each.peer, each.service, each.hello, now)
+        self._lost: set[str] = set()  # services, of which a former worker did not come back
+        self._worked: set[bytes] = set()  # who was given a call, or said that he holds one
+        self._gone: dict[tuple[str, bytes], float] = {}  # still written down, and until when
+        self._now = now
+        self._holders: OrderedDict[bytes, bytes] = OrderedDict()  # who said that he holds a call
+        # Whose line broke, and who has not said since what it holds.
+        self._unsure: set[bytes] = set()
+
+    # --- Workers ---
+
+    def offer(self, peer: bytes, body: protocol.Offer, hello: protocol.Hello) -> Done | Refused:
+        """Take `peer` in as a worker; again, with other commands or capacity, to change them."""
+        name = check_name(body.service)
+        commands = {check_name(command.name): command for command in body.commands}
+        service = self._services.get(name) or _Service()
+        if peer not in service.workers and self.n_services(peer) >= MAX_SERVICES_PER_PROGRAM:
+            return Refused("too_many", f"more than {MAX_SERVICES_PER_PROGRAM} services")
+        self._roster.keep_worker(name, peer, hello)
+        self._gone.pop((name, peer), None)
+        self._services[name] = service
+        running = {  # what it held before it offered, too
+            call_id
+            for call_id, call in self._calls.items()
+            if call.worker == peer and call.request.service == name
+        }
+        service.workers[peer] = _Worker(commands, body.capacity, running)
+        self._note_workers(name)
+        if peer in self._unsure:
+            self._give_again(peer, ())
+        self._returned(peer, name)
+        self._dispatch(name)
+        return Done()
+
+    def withdraw(self, peer: bytes, name: str) -> bool:
+        """Give `peer` no more calls of that service; those it has, it may end.
+
+        Returns
+        -------
+        bool
+            Whether it worked for that service.
+        """
+        service = self._services.get(name)
+        if service is None or service.workers.pop(peer, None) is None:
+            return False
+        self._let_go(peer, name)
+        self._note_workers(name)
+        return True
+
+    def hold(self, peer: bytes, calls: Iterable[bytes], may_offer: Callable[[str], bool]) -> None:
+        """Hear which calls `peer` runs, or ran; said before it offers its services.
+
+        Those that it was given and does not name never reached it, as it did
+        not read for a while: it is given them again. So are those that it may
+        have done before, as that it was asked again may not have reached it.
+        """
+        held = dict.fromkeys(calls)
+        self._give_again(peer, held)
+        if held:
+            self._worked.add(peer)
+        for call_id in held:
+            self._holders[call_id] = peer
+            if len(self._holders) > _MAX_ENDED:
+                self._holders.popitem(last=False)
+            claimed = self._calls.get(call_id)
+            if claimed is not None and claimed.is_in_doubt and may_offer(claimed.request.service):
+                self._execute(call_id, peer)
+
+    # --- Calls ---
+
+    def call(self, peer: bytes, source: str, body: protocol.Call, now: float) -> Accepted | Refused:
+        """Have a call done, once; or say again what came of it."""
+        self._now = now
+        known = self._calls.get(body.call)
+        if known is not None:
+            if _what(known.request) != _what(body):
+                return Refused("bad_message", f"that call is one of {_what(known.request)}")
+            self._add_caller(known, peer)
+            return self.accepted(body.call)
+        if self._n_calls.get(peer, 0) >= MAX_CALLS_PER_CALLER:
+            return Refused("too_many", f"more than {MAX_CALLS_PER_CALLER} calls under way")
+        holder = self._ended.get(body.call) or self._holders.get(body.call)
+        may_have_begun = bool(body.worker) or body.epoch not in ("", self._epoch)
+        if holder is None and not may_have_begun:
+            refusal = self._refusal(body)
+            if refusal is not None:
+                return refusal
+        call = self._calls[body.call] = _Call(body, set(), source, now + body.timeout_s)
+        self._add_caller(call, peer)
+        if holder is None and not may_have_begun:
+            self._enqueue(call)
+        elif holder is None:
+            self._settle(call)
+        elif self._is_here(holder):
+            self._execute(body.call, holder)
+        else:
+            self._end(body.call, None, _died(body))
+        return self.accepted(body.call)
+
+    def accepted(self, call_id: bytes) -> Accepted:
+        """Return which worker has a call, as its caller is told."""
+        call = self._calls.get(call_id)
+        if call is None or call.worker is None:
+            return Accepted("")
+        return Accepted(worker_id(call.worker))
+
+    def cancel(self, peer: bytes, call_id: bytes) -> None:
+        """Hear that `peer` does not wait for that call any more."""
+        call = self._calls.get(call_id)
+        if call is None or peer not in call.callers:
+            return
+        if call.callers != {peer}:
+            self._drop_caller(call, peer)
+        elif call.worker is None:
+            begun = (
+                "whether it had begun cannot be told" if call.is_in_doubt else "it had not begun"
+            )
+            self._end(call_id, None, Failure("cancelled", begun))
+        else:
+            self._push([call.worker], protocol.Abort(call_id))
+
+    def outcome(self, peer: bytes, body: protocol.Outcome) -> None:
+        """Hear from a worker what came of a call."""
+        call = self._calls.get(body.call)
+        if call is not None and call.worker == peer:
+            self._end(body.call, body.value, body.failure)
+
+    def progress(self, peer: bytes, body: protocol.Progress) -> None:
+        """Hear from a worker how far a call is."""
+        call = self._calls.get(body.call)
+        if call is not None and call.worker == peer:
+            self._push(sorted(call.callers), protocol.Progressed(body.call, body.value))
+
+    # --- Time and death ---
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for a call: then deaths are looked for more often."""
+        return bool(self._calls)
+
+    def workers_at_work(self) -> set[bytes]:
+        """Return the workers that have a call."""
+        return {call.worker for call in self._calls.values() if call.worker is not None}
+
+    def met_again(self, peer: bytes, hello: protocol.Hello) -> None:
+        """Hear that a program that is here says hello once more: its line broke.
+
+        It has what it had, and is about to offer its services again. Calls
+        stay with it: by what it holds it tells which of them it never got.
+        """
+        self._unsure.add(peer)
+        for name in self._leave(peer):
+            self._expect(peer, name, hello, self._now)
+            self._services[name].note_commands()
+        for call in self._calls.values():
+            if call.worker == peer:
+                self._expect(peer, call.request.service, hello, self._now)
+
+    def forget(self, peer: bytes) -> Sequence[str]:
+        """Drop a program: calls that it had fail at once; its own have nobody to be told.
+
+        Returns
+        -------
+        Sequence of str
+            The services that it worked for.
+        """
+        offered = self._leave(peer)
+        self._unsure.discard(peer)
+        for call_id, call in list(self._calls.items()):
+            if call.worker == peer:
+                self._end(call_id, None, _died(call.request))
+            elif peer in call.callers:
+                self._drop_caller(call, peer)
+                if not call.callers and call.worker is None:
+                    self._end(call_id, None, None)
+        for name in offered:
+            self._note_workers(name)
+        self._give_up(peer)
+        if not any(gone == peer for _, gone in self._gone):
+            self._worked.discard(peer)
+        return offered
+
+    def expire(self, now: float, is_alive: Callable[[protocol.Hello], bool]) -> None:
+        """End calls that nobody began in time; stop waiting for workers that do not come back."""
+        self._now = now
+        for call_id, call in list(self._calls.items()):
+            if call.worker is None and now >= call.deadline:
+                why = _interrupted if call.is_in_doubt else _expired
+                self._end(call_id, None, why(call.request))
+        for peer, former in list(self._former.items()):
+            if now >= former.until or not is_alive(former.hello):
+                self._give_up(peer)
+        for (name, peer), until in list(self._gone.items()):
+            if now >= until and not self._has_calls(peer):
+                self._drop_worker(peer, name)
+
+    # --- What there is ---
+
+    def list(self) -> list[protocol.ServiceInfo]:
+        """Return all services, by name."""
+        return [
+            protocol.ServiceInfo(
+                name,
+                list(service.commands.values()),
+                [worker_id(peer) for peer in service.workers],
+                sum(worker.capacity for worker in service.workers.values()),
+                sum(len(worker.running) for worker in service.workers.values()),
+                len(service.waiting),
+            )
+            for name, service in sorted(self._services.items())
+        ]
+
+    def n_services(self, peer: bytes) -> int:
+        """Return for how many services `peer` works."""
+        return sum(peer in service.workers for service in self._services.values())
+
+    # --- The way of a call ---
+
+    def _refusal(self, body: protocol.Call) -> Refused | None:
+        service = self._services.get(body.service)
+        is_there = service is not None and body.command in service.commands
+        if not is_there and self._has_former(body.service):
+            return Refused("pending", f"workers of service {body.service!r} are not back yet")
+        if service is None:
+            there = ", ".join(sorted(self._services)[:20]) or "none"
+            return Refused("no_service", f"no service {body.service!r}; there are: {there}")
+        if body.command not in service.commands:
+            there = ", ".join(sorted(service.commands)[:50])
+            return Refused(
+                "no_command",
+                f"service {body.service!r} has no command {body.command!r}; it has: {there}",
+            )
+        if len(service.waiting) >= MAX_WAITING:
+            return Refused(
+                "busy", f"{MAX_WAITING} calls of service {body.service!r} wait for a worker"
+            )
+        return None
+
+    def _enqueue(self, call: _Call) -> None:
+        self._services[call.request.service].waiting.append(call.request.call)
+        self._dispatch(call.request.service)
+
+    def _dispatch(self, name: str) -> None:
+        """Give waiting calls, first come, to the workers that are most free."""
+        service = self._services.get(name)
+        if service is None or not service.waiting:
+            return
+        for call_id in list(service.waiting):
+            command = self._calls[call_id].request.command
+            free = [
+                (worker.capacity - len(worker.running), peer)
+                for peer, worker in service.workers.items()
+                if command in worker.commands
+            ]
+            # Of equals, the one that had nothing for longest: it stands first.
+            room, peer = max(free, key=lambda each: each[0], default=(0, b""))
+            if room > 0:
+                service.workers.move_to_end(peer)
+                service.waiting.remove(call_id)
+                self._execute(call_id, peer, may_be_done=False)
+            elif not any(w.capacity > len(w.running) for w in service.workers.values()):
+                return
+
+    def _execute(self, call_id: bytes, peer: bytes, may_be_done: bool = True) -> None:
+        call = self._calls[call_id]
+        call.worker, call.is_in_doubt, call.may_be_done = peer, False, may_be_done
+        self._worked.add(peer)
+        service = self._services.get(call.request.service)
+        if service is not None and peer in service.workers:
+            service.workers[peer].running.add(call_id)
+        self._push([peer], _execution(call))
+
+    def _end(self, call_id: bytes, value: bytes | None, failure: Failure | None) -> None:
+        call = self._calls.pop(call_id)
+        for caller in list(call.callers):
+            self._drop_caller(call, caller, is_ended=True)
+        self._push(sorted(call.callers), protocol.Finished(call_id, value, failure))
+        service = self._services.get(call.request.service)
+        if call.worker is None:
+            if service is not None and call_id in service.waiting:
+                service.waiting.remove(call_id)
+            return
+        self._holders.pop(call_id, None)
+        self._ended[call_id] = call.worker
+        if len(self._ended) > _MAX_ENDED:
+            self._ended.popitem(last=False)
+        if service is not None and call.worker in service.workers:
+            service.workers[call.worker].running.discard(call_id)
+            self._dispatch(call.request.service)
+
+    def _add_caller(self, call: _Call, peer: bytes) -> None:
+        if peer not in call.callers:
+            call.callers.add(peer)
+            self._n_calls[peer] = self._n_calls.get(peer, 0) + 1
+
+    def _drop_caller(self, call: _Call, peer: bytes, is_ended: bool = False) -> None:
+        if not is_ended:  # else they are still to be told
+            call.callers.discard(peer)
+        self._n_calls[peer] -= 1
+        if not self._n_calls[peer]:
+            del self._n_calls[peer]
+
+    def _leave(self, peer: bytes) -> Sequence[str]:
+        """Take `peer` out of its services; which these were."""
+        offered = [name for name, service in self._services.items() if peer in service.workers]
+        for name in offered:
+            del self._services[name].workers[peer]
+            self._let_go(peer, name)
+        return offered
+
+    def _let_go(self, peer: bytes, name: str) -> None:
+        # A call that this one has, or had, must not be begun by another one
+        # because a new broker has never heard of it.
+        if peer in self._worked:
+            self._gone[name, peer] = self._now + _REMEMBERED_S
+        else:
+            self._drop_worker(peer, name)
+
+    def _drop_worker(self, peer: bytes, name: str) -> None:
+        self._gone.pop((name, peer), None)
+        if not self._is_here(peer):
+            self._worked.discard(peer)
+        # What stays written down only lets the next broker wait for nobody.
+        with contextlib.suppress(OSError):
+            self._roster.drop_worker(name, peer)
+
+    def _has_calls(self, peer: bytes) -> bool:
+        return any(call.worker == peer for call in self._calls.values())
+
+    def _give_again(self, peer: bytes, held: Container[bytes]) -> None:
+        """Push calls of `peer` that it may not have heard of; it does nothing twice."""
+        self._unsure.discard(peer)
+        for call_id, call in self._calls.items():
+            if call.worker == peer and (call.may_be_done or call_id not in held):
+                self._push([peer], _execution(call))
+
+    def _find_worker(self, body: protocol.Call) -> bytes | None:
+        service = self._services.get(body.service)
+        workers = service.workers if service is not None else {}
+        return next((peer for peer in workers if worker_id(peer) == body.worker), None)
+
+    def _note_workers(self, name: str) -> None:
+        """Workers came or went: what nobody offers any more, fails at once."""
+        service = self._services[name]
+        service.note_commands()
+        if self._has_former(name):
+            return  # it may be offered again in a moment
+        if not service.workers:
+            del self._services[name]
+        for call_id in list(service.waiting):
+            request = self._calls[call_id].request
+            if request.command not in service.commands:
+                service.waiting.remove(call_id)
+                self._end(call_id, None, _died(request, has_begun=False))
+
+    def _is_idempotent(self, body: protocol.Call) -> bool:
+        service = self._services.get(body.service)
+        command = service.commands.get(body.command) if service is not None else None
+        return command is not None and command.is_idempotent
+
+    # --- Workers that are expected back ---
+
+    def _expect(self, peer: bytes, name: str, hello: protocol.Hello, now: float) -> None:
+        former = self._former.setdefault(peer, _Former(hello, set(), now + FORMER_S))
+        former.services.add(name)
+
+    def _has_former(self, service: str) -> bool:
+        return any(service in former.services for former in self._former.values())
+
+    def _may_come_back(self, worker: str, service: str) -> bool:
+        return any(
+            service in former.services and worker_id(peer) == worker
+            for peer, former in self._former.items()
+        )
+
+    def _give_up(self, peer: bytes) -> None:
+        former = self._former.get(peer)
+        for name in sorted(former.services) if former is not None else ():
+            self._lost.add(name)
+            self._gone[name, peer] = self._now + _REMEMBERED_S
+            self._returned(peer, name)
+        # If it is here, and only its service is gone, it knows what became of them.
+        if peer in self._unsure:
+            self._give_again(peer, ())
+
+    def _returned(self, peer: bytes, name: str) -> None:
+        """Wait no more for that worker; decide about calls that waited for it."""
+        former = self._former.get(peer)
+        if former is None or name not in former.services:
+            return
+        former.services.remove(name)
+        if not former.services:
+            del self._former[peer]
+        for call in list(self._calls.values()):
+            if call.is_in_doubt and call.request.service == name:
+                self._settle(call)
+        if name in self._services:
+            self._note_workers(name)
+
+    def _settle(self, call: _Call) -> None:
+        """Decide about a call that may have begun under another broker, or let it wait."""
+        body = call.request
+        call.is_in_doubt = True
+        if body.worker:
+            holder = self._find_worker(body)
+            if holder is not None:
+                self._execute(body.call, holder)
+            elif not self._may_come_back(body.worker, body.service):
+                self._end(body.call, None, _died(body))
+        elif not self._has_former(body.service):
+            refusal = self._refusal(body)
+            if body.service in self._lost and not self._is_idempotent(body):
+                self._end(body.call, None, _interrupted(body))
+            elif refusal is not None:
+                self._end(body.call, None, Failure("died", refusal.reason))
+            else:
+                call.is_in_doubt = False
+                self._enqueue(call)
+
+
+def _execution(call: _Call) -> protocol.Execute:
+    body = call.request
+    return protocol.Execute(
+        body.call, body.service, body.command, body.arguments, body.timeout_s, call.source
+    )
+
+
+def _what(body: protocol.Call) -> str:
+    return f"{body.service}.{body.command}"
+
+
+def _died(body: protocol.Call, has_begun: bool = True) -> Failure:
+    if not has_begun:
+        return Failure("died", f"the last worker of service {body.service!r} is gone; "
+                               f"{_what(body)} had not begun")  # fmt: skip
+    return Failure(
+        "died", f"the worker that had {_what(body)} is gone; whether it was done cannot be told"
+    )
+
+
+def _interrupted(body: protocol.Call) -> Failure:
+    return Failure(
+        "interrupted",
+        f"the broker was restarted while {_what(body)} was under way, and a worker of "
+        f"service {body.service!r} did not come back; whether it was done cannot be told",
+    )
+
+
+def _expired(body: protocol.Call) -> Failure:
+    return Failure("expired", f"no worker was free to begin {_what(body)} in time")

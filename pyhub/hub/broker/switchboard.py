@@ -1,0 +1,449 @@
+"""What a broker answers, and whom it tells what: rights first, then the tables. Does no I/O."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+
+from pyhub.errors import InvalidName
+from pyhub.hub import protocol
+from pyhub.hub.broker.registry import Program, Registry, page_of
+from pyhub.hub.broker.rights import Client, Verb
+from pyhub.hub.broker.services import Services
+from pyhub.hub.broker.state import StateTable
+from pyhub.hub.broker.store import Store
+from pyhub.hub.broker.topics import Topics
+from pyhub.hub.broker.watches import Watches
+from pyhub.hub.protocol import Done, PushBody, Refused, ReplyBody, RequestBody
+from pyhub.names import check_name, check_pattern, check_topic
+
+__all__ = ["Switchboard"]
+
+# Events that the broker itself tells of; nobody else may.
+OWN_TOPICS = "hub/"
+_PAGE = 100  # services, programs: each may take a few kB
+
+# What a request needs: a verb, and the name that it is done to. Those that are
+# not listed, everybody may who was let in.
+_RIGHTS: dict[type[Any], tuple[Verb, Callable[[Any], str]]] = {
+    protocol.Register: ("register", lambda body: body.channel.name),
+    protocol.LookUp: ("read", lambda body: body.name),
+    protocol.ReaderAttached: ("read", lambda body: body.name),
+    protocol.Offer: ("offer", lambda body: body.service),
+    protocol.Call: ("call", lambda body: f"{body.service}.{body.command}"),
+    protocol.GetState: ("read", lambda body: body.key),
+    protocol.SetState: ("set", lambda body: body.key),
+    protocol.Publish: ("publish", lambda body: body.topic),
+    protocol.ListPrograms: ("administer", lambda body: "programs"),
+    protocol.Shutdown: ("administer", lambda body: "shutdown"),
+}
+
+# A call that takes longer is first accepted, and answered when it is done.
+_SHORT_S = 0.02
+
+Outbox: TypeAlias = list[tuple[Sequence[bytes], PushBody]]
+
+
+class _Asked(NamedTuple):
+    """A call whose caller has no answer yet."""
+
+    request_id: int
+    body: protocol.Call
+    source: str
+    since: float
+
+
+class Switchboard:
+    """A broker without its sockets.
+
+    Parameters
+    ----------
+    registry
+        Its programs and their channels.
+    store
+        Where state, kept events and workers are written down.
+    on_refusal
+        Told of each refusal: its code, who, and why.
+    now
+        When this broker began, s.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: Store,
+        on_refusal: Callable[[str, str, str], None],
+        now: float = 0.0,
+    ) -> None:
+        self.registry = registry
+        self.outbox: Outbox = []
+        # Those that `answer` owed: to whom, to which request, what.
+        self.replies: list[tuple[bytes, int, ReplyBody]] = []
+        self._unanswered: dict[tuple[bytes, bytes], _Asked] = {}  # by peer and call
+        self._request_id = 0  # of what is being answered
+        self.is_ended = False
+        self.counters: Counter[str] = Counter()
+        self._store = store
+        self._on_refusal = on_refusal
+        self._now = now
+        self._watches = Watches(self._may_read)
+        self._state = StateTable(
+            self._push, self._watches, store.keep_entry, store.entries(), store.version
+        )
+        self._topics = Topics(self._push, self._watches, store.keep_event, store.kept_events())
+        self.services = Services(
+            registry.epoch, self._push, registry.programs.__contains__, store, store.workers(), now
+        )
+        self._handlers: dict[type[Any], Callable[[bytes, Program, Any], ReplyBody | None]] = {
+            protocol.Ping: lambda peer, program, body: registry.welcome(program),
+            protocol.Goodbye: self._goodbye,
+            protocol.ListPrograms: self._list_programs,
+            protocol.Shutdown: self._shutdown,
+            protocol.Register: self._register,
+            protocol.Unregister: self._unregister,
+            protocol.Report: self._report,
+            protocol.LookUp: lambda peer, program, body: registry.look_up(body.name, self._now),
+            protocol.ReaderAttached: self._attach,
+            protocol.ReaderDetached: self._detach,
+            protocol.ListChannels: self._list_channels,
+            protocol.Offer: self._offer,
+            protocol.Withdraw: self._withdraw,
+            protocol.Hold: self._hold,
+            protocol.ListServices: self._list_services,
+            protocol.Call: self._call,
+            protocol.Cancel: self._cancel,
+            protocol.Outcome: self._outcome,
+            protocol.Progress: self._progress,
+            protocol.GetState: self._get_state,
+            protocol.SetState: self._set_state,
+            protocol.Watch: self._watch,
+            protocol.Unwatch: self._unwatch,
+            protocol.Publish: self._publish,
+        }
+
+    def answer(
+        self, peer: bytes, client: Client, body: RequestBody, now: float, request_id: int = 0
+    ) -> ReplyBody | None:
+        """Return the reply to what `peer`, which holds `client`'s key, sent at `now` (s).
+
+        With a `request_id`, a call's reply may come later, as one of `replies`
+        (None is returned): what came of a short one is its only answer.
+        """
+        self._now, self._request_id = now, request_id
+        program = self.registry.programs.get(peer)
+        if program is not None and program.client.key != client.key:
+            # Its address is its secret: who has another key did not come by it honestly.
+            return self.refuse("not_allowed", client.name, "that address is another key's")
+        reply: ReplyBody | None
+        try:
+            if isinstance(body, protocol.Hello):
+                return self._hello(peer, client, body)
+            if program is None:
+                return Refused("no_hello", "say hello first; the broker may have been restarted")
+            program.last_heard = now
+            reply = self._denial(client, body)
+            if reply is None:
+                reply = self._handlers[type(body)](peer, program, body)
+        except InvalidName as error:
+            reply = Refused("bad_message", str(error)[:200])
+        except OSError as error:  # the store could not write it down, so it was not done
+            reply = Refused("no_room", str(error)[:200])
+        # "pending" is no refusal: it is asked again, many times a second.
+        if isinstance(reply, Refused) and reply.code != "pending":
+            return self.refuse(reply.code, client.name, reply.reason)
+        return reply
+
+    def acknowledge(self) -> None:
+        """Answer calls that have been under way for a while: they are accepted."""
+        for (peer, call_id), asked in list(self._unanswered.items()):
+            if self._now - asked.since >= _SHORT_S:
+                del self._unanswered[peer, call_id]
+                self.replies.append((peer, asked.request_id, self.services.accepted(call_id)))
+
+    def refuse(self, code: str, who: str, reason: str) -> Refused:
+        """Return a refusal that was counted and written down."""
+        self.counters[f"refused: {code}"] += 1
+        self._on_refusal(code, who, reason)
+        return Refused(code, reason)
+
+    def tick(self, now: float, is_alive: Callable[[protocol.Hello], bool]) -> list[str]:
+        """Let time pass; the names of channels whose programs are gone."""
+        self._now = now
+        names = self.bury(is_alive)
+        for peer in self.registry.silent(now):
+            names += self.forget(peer, "fell silent")
+        self.services.expire(now, is_alive)
+        return names
+
+    def bury(
+        self, is_alive: Callable[[protocol.Hello], bool], peers: Iterable[bytes] | None = None
+    ) -> list[str]:
+        """Forget those of `peers` (default: of all) that died; the names of their channels."""
+        programs = self.registry.programs
+        dead = [
+            peer
+            for peer in (programs if peers is None else peers)
+            if peer in programs and not is_alive(programs[peer].hello)
+        ]
+        return [name for peer in dead for name in self.forget(peer, "died")]
+
+    def forget(self, peer: bytes, why: str) -> list[str]:
+        """Drop a program, and tell who listens; the names of its channels."""
+        names = self._drop(peer, why)
+        for name in self.services.forget(peer):
+            self._tell("service", name, what="gone", why=f"its program {why}")
+        return names
+
+    def let_in(self, client_of: Callable[[bytes], Client | None]) -> None:
+        """Rights changed: programs whose keys have none any more are forgotten."""
+        for peer, program in list(self.registry.programs.items()):
+            client = client_of(program.client.key.encode())
+            if client is None:
+                self.forget(peer, "lost its right to be here")
+            else:
+                program.client = client
+        self._watches.clear_cache()
+
+    def note_dropped(self, peer: bytes) -> None:
+        """Count a push for which `peer` had no room."""
+        self.counters["dropped: pushes"] += 1
+        if program := self.registry.programs.get(peer):
+            program.n_dropped += 1
+
+    def _drop(self, peer: bytes, why: str) -> list[str]:
+        """Forget a program, but for its calls and services; the names of its channels."""
+        program = self.registry.programs.get(peer)
+        names = self.registry.forget(peer)
+        self._watches.forget(peer)
+        for key in [key for key in self._unanswered if key[0] == peer]:
+            del self._unanswered[key]
+        for name in names:
+            self._tell("channel", name, what="gone", why=f"its program {why}")
+        if program is not None:
+            self._tell("program", str(program.number), what="gone", who=program.source, why=why)
+        return names
+
+    def _denial(self, client: Client, body: RequestBody) -> Refused | None:
+        needed = _RIGHTS.get(type(body))
+        if needed is None:
+            return None
+        verb, name_of = needed
+        name = name_of(body)
+        return None if client.may(verb, name) else _not_allowed(client, verb, name)
+
+    # --- Programs ---
+
+    def _hello(self, peer: bytes, client: Client, body: protocol.Hello) -> ReplyBody:
+        is_known = peer in self.registry.programs
+        self._drop(peer, "started afresh")
+        reply = self.registry.hello(peer, client, body, self._now)
+        if isinstance(reply, Refused):
+            self.services.forget(peer)
+            return self.refuse(reply.code, client.name, reply.reason)
+        if is_known:
+            self.services.met_again(peer, body)
+        program = self.registry.programs[peer]
+        self._tell("program", str(program.number), what="came", who=program.source)
+        return reply
+
+    def _goodbye(self, peer: bytes, program: Program, body: protocol.Goodbye) -> ReplyBody:
+        self.forget(peer, "left")
+        return Done()
+
+    def _list_programs(
+        self, peer: bytes, program: Program, body: protocol.ListPrograms
+    ) -> ReplyBody:
+        after = int(body.after) if body.after.isdecimal() else 0
+        known = [(p, each) for p, each in self.registry.programs.items() if each.number > after]
+        page = [
+            protocol.ProgramInfo(
+                id=str(each.number),
+                name=each.hello.name,
+                client=each.client.name,
+                role=each.client.role,
+                host=each.hello.host,
+                pid=each.hello.pid,
+                silent_s=max(self._now - each.last_heard, 0.0),
+                n_channels=len(each.channels),
+                n_services=self.services.n_services(p),
+                n_watches=self._watches.count(p),
+                n_dropped=each.n_dropped,
+            )
+            for p, each in known[:_PAGE]
+        ]
+        return protocol.Programs(page, dict(self.counters), len(known) <= _PAGE)
+
+    def _shutdown(self, peer: bytes, program: Program, body: protocol.Shutdown) -> ReplyBody:
+        self.is_ended = True
+        return Done()
+
+    # --- Channels ---
+
+    def _register(self, peer: bytes, program: Program, body: protocol.Register) -> ReplyBody:
+        reply = self.registry.register(peer, program, body.channel)
+        if isinstance(reply, protocol.Registered):
+            self._tell("channel", body.channel.name, what="registered", who=program.source)
+        return reply
+
+    def _unregister(self, peer: bytes, program: Program, body: protocol.Unregister) -> ReplyBody:
+        if self.registry.unregister(peer, program, body):
+            self._tell("channel", body.name, what="gone", why="it was closed")
+        return Done()
+
+    def _report(self, peer: bytes, program: Program, body: protocol.Report) -> ReplyBody:
+        self.registry.report(program, body)
+        return Done()
+
+    def _attach(self, peer: bytes, program: Program, body: protocol.ReaderAttached) -> ReplyBody:
+        return self.registry.attach(program, body) or Done()
+
+    def _detach(self, peer: bytes, program: Program, body: protocol.ReaderDetached) -> ReplyBody:
+        self.registry.detach(program, body.reader)
+        return Done()
+
+    def _list_channels(
+        self, peer: bytes, program: Program, body: protocol.ListChannels
+    ) -> ReplyBody:
+        may_read = self._reader(program)
+        return self.registry.list(body.after, may_read, self._now)
+
+    # --- Services ---
+
+    def _offer(self, peer: bytes, program: Program, body: protocol.Offer) -> ReplyBody:
+        reply = self.services.offer(peer, body, program.hello)
+        if isinstance(reply, Done):
+            self._tell("service", body.service, what="offered", who=program.source)
+        return reply
+
+    def _withdraw(self, peer: bytes, program: Program, body: protocol.Withdraw) -> ReplyBody:
+        if self.services.withdraw(peer, check_name(body.service)):
+            self._tell("service", body.service, what="withdrawn", who=program.source)
+        return Done()
+
+    def _hold(self, peer: bytes, program: Program, body: protocol.Hold) -> ReplyBody:
+        self.services.hold(peer, body.calls, lambda name: program.client.may("offer", name))
+        return Done()
+
+    def _list_services(
+        self, peer: bytes, program: Program, body: protocol.ListServices
+    ) -> ReplyBody:
+        may_read = self._reader(program)
+        known = (s for s in self.services.list() if s.name > body.after and may_read(s.name))
+        return protocol.Services(*page_of(known, _PAGE))
+
+    def _call(self, peer: bytes, program: Program, body: protocol.Call) -> ReplyBody | None:
+        key = peer, body.call
+        if self._request_id:
+            self._unanswered[key] = _Asked(self._request_id, body, program.source, self._now)
+        reply = self.services.call(peer, program.source, body, self._now)
+        if isinstance(reply, Refused):
+            self._unanswered.pop(key, None)
+            return reply
+        return None if self._request_id else reply
+
+    def _cancel(self, peer: bytes, program: Program, body: protocol.Cancel) -> ReplyBody:
+        self.services.cancel(peer, body.call)
+        # Where somebody else still waits for it, this one is not told how it ends.
+        if asked := self._unanswered.pop((peer, body.call), None):
+            accepted = self.services.accepted(body.call)
+            self.replies.append((peer, asked.request_id, accepted))
+        return Done()
+
+    def _outcome(self, peer: bytes, program: Program, body: protocol.Outcome) -> ReplyBody:
+        self.services.outcome(peer, body)
+        return Done()
+
+    def _progress(self, peer: bytes, program: Program, body: protocol.Progress) -> ReplyBody:
+        self.services.progress(peer, body)
+        return Done()
+
+    # --- State and events ---
+
+    def _get_state(self, peer: bytes, program: Program, body: protocol.GetState) -> ReplyBody:
+        return protocol.Stated(self._state.get(check_topic(body.key)))
+
+    def _set_state(self, peer: bytes, program: Program, body: protocol.SetState) -> ReplyBody:
+        return self._state.set(body, program.source)
+
+    def _watch(self, peer: bytes, program: Program, body: protocol.Watch) -> ReplyBody:
+        check_pattern(body.pattern)
+        table: StateTable | Topics
+        if body.subject == "state":
+            table = self._state
+        elif body.subject == "events":
+            table = self._topics
+        else:
+            return Refused("bad_message", f"nothing of {body.subject!r} can be watched")
+        # A pattern may reach further than its program's rights, which then hold
+        # back the rest; a single name that may not be read is refused.
+        is_name = not set("*?[") & set(body.pattern)
+        if is_name and not self._may_read(peer, body.pattern):
+            return _not_allowed(program.client, "read", body.pattern)
+        refusal = self._watches.add(peer, body.watch, body.subject, body.pattern)
+        if refusal is not None:
+            return refusal
+        table.first(peer, body.watch, body.pattern, self._reader(program))
+        return protocol.Watching(self._state.version)
+
+    def _unwatch(self, peer: bytes, program: Program, body: protocol.Unwatch) -> ReplyBody:
+        self._watches.remove(peer, body.watch)
+        return Done()
+
+    def _publish(self, peer: bytes, program: Program, body: protocol.Publish) -> ReplyBody:
+        if body.topic.startswith(OWN_TOPICS):
+            return _not_allowed(program.client, "publish", body.topic)
+        return self._topics.publish(body, program.source)
+
+    # --- Telling ---
+
+    def _tell(self, kind: str, name: str, **details: str) -> None:
+        """Publish an event of the broker's own."""
+        self._topics.publish(
+            protocol.Publish(
+                os.urandom(8),
+                f"{OWN_TOPICS}{kind}/{name}",
+                msgspec.msgpack.encode(details),
+                "info",
+                time.time_ns(),
+            ),
+            "broker",
+        )
+
+    def _push(self, peers: Sequence[bytes], body: PushBody) -> None:
+        programs = self.registry.programs
+        here = [peer for peer in peers if peer in programs]
+        if isinstance(body, protocol.Finished):
+            for peer in list(here):
+                if asked := self._unanswered.pop((peer, body.call), None):
+                    self.replies.append((peer, asked.request_id, body))
+                    here.remove(peer)
+        for peer in here:
+            programs[peer].n_pushed += 1
+        if here:
+            self.outbox.append((here, body))
+
+    def _may_read(self, peer: bytes, name: str) -> bool:
+        program = self.registry.programs.get(peer)
+        return program is not None and program.client.may("read", _subject(name))
+
+    def _reader(self, program: Program) -> Callable[[str], bool]:
+        return lambda name: program.client.may("read", _subject(name))
+
+
+def _subject(name: str) -> str:
+    """Who may see a channel or a service, may hear that it comes and goes."""
+    for kind in ("channel", "service"):
+        name = name.removeprefix(f"{OWN_TOPICS}{kind}/")
+    return name
+
+
+def _not_allowed(client: Client, verb: Verb, name: str) -> Refused:
+    return Refused(
+        "not_allowed",
+        f"client {client.name!r} ({client.role}) may not {verb} {name[:255]!r}",
+    )

@@ -1,0 +1,1 @@
+"""A program's side of the hub: its line to the broker, and its channels' notifications."""

@@ -1,0 +1,262 @@
+"""Calls of commands that other programs offer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Generator
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
+
+from pyhub.errors import (
+    CallCancelled,
+    ChannelClosed,
+    CommandFailed,
+    PyhubError,
+    ServiceDied,
+    WaitTimeout,
+)
+from pyhub.hub import protocol
+from pyhub.hub.client.connection import Connection, refusal
+from pyhub.hub.client.feed import Feed
+from pyhub.hub.client.session import Ask
+from pyhub.hub.client.values import pack, unpack
+from pyhub.hub.protocol import Accepted, Failure, Refused, ReplyBody
+
+__all__ = ["Calls", "PendingCall"]
+
+# A broker that has just begun does not know all services yet: it is asked again.
+_AGAIN_S = 0.1
+_MAX_S = 1e9  # as `protocol.Seconds` has it
+
+
+class PendingCall:
+    """A command under way in another program.
+
+    Wait for `result`, ``await`` it, iterate over `progress`, or `cancel` it.
+    """
+
+    def __init__(
+        self, calls: Calls, service: str, command: str, arguments: bytes, timeout_s: float
+    ) -> None:
+        self._calls = calls
+        self._id = os.urandom(16)  # its name for good, at whichever broker
+        self._service = service
+        self._command = command
+        self._arguments = arguments
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._epoch = ""  # of the broker that it was first sent to
+        self._worker = ""
+        self._outcome: Future[bytes] = Future()
+
+    @property
+    def progress(self) -> Feed[Any]:
+        """What the command reports while it is under way; ends with it."""
+        # Made when it is first needed, by whichever thread needs it.
+        feed: Feed[Any] = self.__dict__.get("_feed") or self.__dict__.setdefault(
+            "_feed", Feed[Any](f"progress of {self}", convert=unpack)
+        )
+        if self.is_done:
+            feed.end(ChannelClosed(f"{self} is done: there is no more progress."))
+        return feed
+
+    def __str__(self) -> str:
+        return f"{self._service}.{self._command}"
+
+    def __repr__(self) -> str:
+        return f"<PendingCall {self} {'done' if self.is_done else 'under way'}>"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a result, or an error instead of one."""
+        return self._outcome.done()
+
+    def result(self) -> Any:
+        """Wait for the command's result, until the call's time is over.
+
+        Raises
+        ------
+        CommandFailed
+            The command raised an error, or did not take the arguments.
+        ServiceDied
+            Its program ended meanwhile.
+        WaitTimeout
+            It was not done in time. It was told; but may not heed that.
+        ServiceNotFound, AccessDenied, BrokerUnreachable
+            It could not even be asked.
+        """
+        try:
+            return unpack(self._outcome.result(self._left_s()))
+        except WaitTimeout:  # is one of those, but the broker's word, not our clock's
+            raise
+        except FutureTimeout:
+            raise self._give_up() from None
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Say that nobody waits for it any more.
+
+        A command that has not begun does not begin; one that has may ask
+        whether it `is_cancelled`, and end.
+        """
+        self._calls.cancel(self, CallCancelled(f"{self} was cancelled."))
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Any:
+        import asyncio  # whoever calls this has it already
+
+        if self.is_done:  # also when its time is over
+            return self.result()
+        try:
+            # Shielded: others may wait for it, too, and it ends by `cancel` only.
+            future = asyncio.shield(asyncio.wrap_future(self._outcome))
+            return unpack(await asyncio.wait_for(future, self._left_s()))
+        except WaitTimeout:
+            raise
+        except TimeoutError:
+            raise self._give_up() from None
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def _left_s(self) -> float:
+        return max(min(self._deadline - time.monotonic(), threading.TIMEOUT_MAX), 0.0)
+
+    def _give_up(self) -> PyhubError:
+        who = f"its worker {self._worker} has it" if self._worker else "no worker has begun it"
+        error = WaitTimeout(
+            f"{self} was not done within {self._timeout_s:g} s: {who}, as far as is known.\n"
+            "  A command may go on: it was told that nobody waits. See pyhub ls --services."
+        )
+        self._calls.cancel(self, error)
+        return error
+
+    # --- In the connection's thread ---
+
+    def request(self, epoch: str) -> protocol.Call:
+        """Make the message, for the broker of that epoch."""
+        self._epoch = self._epoch or epoch
+        return protocol.Call(
+            self._id,
+            self._service,
+            self._command,
+            self._arguments,
+            min(max(self._deadline - time.monotonic(), 0.0), _MAX_S),
+            "" if self._epoch == epoch else self._epoch,
+            self._worker,
+        )
+
+    def accepted(self, reply: ReplyBody) -> None:
+        """Hear whether the broker took it, or what came of it already."""
+        if isinstance(reply, protocol.Finished):
+            self.finish(reply)
+        elif isinstance(reply, Accepted):
+            self._worker = reply.worker or self._worker
+        elif not isinstance(reply, Refused):
+            self.fail(PyhubError(f"the broker answered {type(reply).__name__} to a call"))
+        elif reply.code == "pending" and time.monotonic() < self._deadline:
+            timer = threading.Timer(_AGAIN_S, self._calls.send, [self])
+            timer.daemon = True
+            timer.start()
+        else:
+            self.fail(refusal(reply))
+
+    def finish(self, body: protocol.Finished) -> None:
+        """Hear what came of it."""
+        if body.failure is not None:
+            self.fail(_error(self, body.failure))
+        else:
+            with contextlib.suppress(InvalidStateError):
+                self._outcome.set_result(body.value or b"\xc0")
+            self._end()
+
+    def fail(self, error: BaseException) -> None:
+        """End it with an error."""
+        with contextlib.suppress(InvalidStateError):
+            self._outcome.set_exception(error)
+        self._end()
+
+    def _end(self) -> None:
+        self._calls.forget(self._id)
+        if "_feed" in self.__dict__:
+            _ = self.progress  # which ends it
+
+
+class Calls:
+    """The calls of one hub that are under way."""
+
+    def __init__(self) -> None:
+        self._pending: dict[bytes, PendingCall] = {}
+        self.connection: Connection | None = None
+        self._error: BaseException | None = None  # once the hub is closed
+
+    def start(
+        self, service: str, command: str, arguments: dict[str, Any], timeout_s: float
+    ) -> PendingCall:
+        """Have a command done; returns at once."""
+        packed = pack(f"the arguments of {service}.{command}", arguments)
+        call = PendingCall(self, service, command, packed, timeout_s)
+        assert self.connection is not None
+        self.connection.check()
+        self._pending[call._id] = call
+        self.send(call)
+        if self._error is not None:  # meanwhile: nobody looks for those under way any more
+            call.fail(self._error)
+        return call
+
+    def send(self, call: PendingCall) -> None:
+        """Ask the broker."""
+        if call._id in self._pending and self.connection is not None:
+            self.connection.put(Ask(call.request, call.accepted))
+
+    def cancel(self, call: PendingCall, error: PyhubError) -> None:
+        """Tell the broker that nobody waits; the caller's own end of it ends at once."""
+        if self._pending.pop(call._id, None) is not None and self.connection is not None:
+            self.connection.tell(protocol.Cancel(call._id), is_news=False)
+            call.fail(error)
+
+    def forget(self, call: bytes) -> None:
+        """Hear that a call ended."""
+        self._pending.pop(call, None)
+
+    def introduction(self) -> list[Ask]:
+        """Return what a broker has to be told of them."""
+        return [Ask(call.request, call.accepted) for call in list(self._pending.values())]
+
+    def take(self, body: protocol.Finished | protocol.Progressed) -> None:
+        """Take what the broker pushed."""
+        call = self._pending.get(body.call)
+        if call is None:
+            return  # it was given up meanwhile
+        if isinstance(body, protocol.Finished):
+            call.finish(body)
+        else:
+            call.progress.put(body.value)
+
+    def close(self, error: BaseException) -> None:
+        """Fail those that are under way, and all that begin from now on."""
+        self._error = error
+        for call in list(self._pending.values()):
+            call.fail(error)
+
+
+def _error(call: PendingCall, failure: Failure) -> PyhubError:
+    if failure.code in ("raised", "bad_arguments"):
+        error = CommandFailed(f"{call} failed: {failure.kind}: {failure.message}")
+        error.kind, error.traceback = failure.kind, failure.traceback
+        if failure.traceback:
+            error.add_note(f"There:\n{failure.traceback.rstrip()}")
+        return error
+    if failure.code == "cancelled":
+        return CallCancelled(f"{call} was cancelled: {failure.message}.")
+    if failure.code == "expired":
+        return WaitTimeout(f"{failure.message}.\n  Its workers are busy: see pyhub ls --services.")
+    return ServiceDied(f"{failure.message}.\n  See pyhub ls --services for who is there.")

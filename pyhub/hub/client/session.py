@@ -1,0 +1,275 @@
+"""A program's side of the protocol: greeting, asking, asking again. Does no I/O.
+
+A request is sent, and sent again to whichever broker is there, until it is
+answered: each of them does no harm when it is repeated. Before anything else,
+a broker that does not know this program is told all that the program has.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pyhub.hub import protocol
+from pyhub.hub.protocol import PushBody, Refused, ReplyBody, RequestBody
+
+__all__ = ["Ask", "OnReply", "Session"]
+
+_log = logging.getLogger("pyhub.hub")
+
+OnReply: TypeAlias = Callable[[ReplyBody], None]
+
+# A broker that owes an answer for so long is asked again, over a new line; longer
+# each time, so that one which is only slow is not kept from its work.
+PATIENCE_S = 1.0
+_MAX_PATIENCE_S = 4.0
+# What is sent before the answers to the first of it are there.
+_WINDOW = 100
+
+
+@dataclass
+class Ask:
+    """A request on its way.
+
+    Attributes
+    ----------
+    body
+        What is asked; or what makes it, given the epoch of the broker that it
+        is sent to, each time that it is sent.
+    on_reply
+        Told of the answer; None: of a refusal, the log is.
+    is_news
+        Whether an introduction says the same: then it need not be sent again.
+    is_wanted
+        Whether somebody still waits for the answer; None: always.
+    is_one_way
+        Whether there is no answer: sent once, and lost with its line.
+    """
+
+    body: RequestBody | Callable[[str], RequestBody]
+    on_reply: OnReply | None = None
+    is_news: bool = False
+    is_wanted: Callable[[], bool] | None = None
+    is_one_way: bool = False
+
+
+class Session:
+    """Says what is to be sent, and takes what was received.
+
+    Parameters
+    ----------
+    hello
+        Makes the greeting, for a protocol version.
+    introduction
+        Makes what a broker that knows nothing of this program has to be told.
+    on_push
+        Told of each push.
+    on_gap
+        Told how many pushes were lost.
+    on_refusal
+        Told if the broker does not take this program in.
+    """
+
+    def __init__(
+        self,
+        hello: Callable[[int], protocol.Hello],
+        introduction: Callable[[], Iterable[Ask]],
+        on_push: Callable[[PushBody], None],
+        on_gap: Callable[[int], None],
+        on_refusal: Callable[[Refused], None],
+    ) -> None:
+        self._hello = hello
+        self._introduction = introduction
+        self._on_push = on_push
+        self._on_gap = on_gap
+        self._on_refusal = on_refusal
+        self._proposed = protocol.PROTOCOL
+        self.protocol = 0  # what both speak
+        self.epoch = ""
+        self.heartbeat_s = 1.0
+        self.is_known = False  # whether the broker at the other end took us in
+        self._has_line = False
+        self._next_id = 0
+        self._n_pushes = 0  # received since the last hello
+        self._queue: deque[Ask] = deque()
+        self._outstanding: dict[int, Ask] = {}
+        self._hello_id = 0
+        self._heard_at = 0.0  # when the last answer came, or the first question was put
+        self._next_ping = 0.0
+        self._greet_at = 0.0
+        self._patience_s = PATIENCE_S
+
+    def ask(self, ask: Ask) -> None:
+        """Have something asked as soon as the broker is there to hear it."""
+        self._queue.append(ask)
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether the broker owes an answer for too long: make a new line."""
+        owes = bool(self._outstanding) or self._hello_id != 0
+        return self._has_line and owes and now - self._heard_at > self._patience_s
+
+    def due(self) -> float:
+        """Return when `outgoing` has something new, if nothing comes before."""
+        if self.is_known:
+            return self._next_ping
+        return max(self._heard_at, self._greet_at) + self._patience_s
+
+    def has_line(self, now: float) -> None:
+        """Begin with a new line to a broker."""
+        self._has_line = True
+        self._proposed = protocol.PROTOCOL
+        self._greet_at = now
+        self._greet_again(now)
+
+    def lost_line(self) -> None:
+        """Hear that the line is gone."""
+        if self._hello_id:
+            self._patience_s = min(2 * self._patience_s, _MAX_PATIENCE_S)
+        self._has_line = self.is_known = False
+        self._hello_id = 0
+        self._take_back()
+
+    def outgoing(self, now: float) -> list[bytes]:
+        """Return what is to be sent now."""
+        if not self._has_line:
+            return []
+        frames: list[bytes] = []
+        if self._hello_id == 0 and not self.is_known and now >= self._greet_at:
+            greeting = _framed(self._new_id(), self._hello(self._proposed))
+            if isinstance(greeting, Refused):
+                self._greet_at = now + PATIENCE_S
+                self._on_refusal(greeting)
+            else:
+                self._hello_id = self._next_id
+                self._heard_at = now
+                frames.append(greeting)
+        if self.is_known and now >= self._next_ping:
+            self._next_ping = now + self.heartbeat_s
+            self._queue.appendleft(Ask(protocol.Ping(), self._on_welcome, is_news=True))
+        while self.is_known and self._queue and len(self._outstanding) < _WINDOW:
+            ask = self._queue.popleft()
+            if ask.is_wanted is not None and not ask.is_wanted():
+                continue
+            body = ask.body(self.epoch) if callable(ask.body) else ask.body
+            request_id = 0 if ask.is_one_way else self._new_id()
+            frame = _framed(request_id, body)
+            if isinstance(frame, Refused):
+                _answer(ask, frame)
+                continue
+            frames.append(frame)
+            if not ask.is_one_way:
+                if not self._outstanding:
+                    self._heard_at = now
+                self._outstanding[request_id] = ask
+        return frames
+
+    def receive(self, frame: bytes, now: float) -> None:
+        """Take what the broker sent.
+
+        Raises
+        ------
+        ValueError
+            It is no message of the broker's.
+        """
+        message = protocol.decode_reply(frame)
+        body = message.body
+        if message.id == 0:
+            self._take_push(body)
+            return
+        self._heard_at = now
+        if message.id == self._hello_id:
+            self._hello_id = 0
+            self._greeted(body, now)
+            return
+        ask = self._outstanding.get(message.id)
+        if ask is None:
+            return  # an answer that came too late: it was asked again
+        if isinstance(body, Refused) and body.code == "no_hello":
+            self._greet_again(now)
+            return
+        del self._outstanding[message.id]
+        _answer(ask, body)  # type: ignore[arg-type]  # an id of ours: no push
+
+    # --- Greeting ---
+
+    def _greet_again(self, now: float) -> None:
+        self.is_known = False
+        self._hello_id = 0
+        self._heard_at = now
+        self._take_back()
+
+    def _greeted(self, body: ReplyBody | PushBody, now: float) -> None:
+        if isinstance(body, Refused):
+            if body.code == "protocol" and self._proposed != protocol.OLDEST:
+                self._proposed = protocol.OLDEST  # a broker of the version before
+            else:
+                self._greet_at = now + PATIENCE_S
+                self._on_refusal(body)
+            return
+        if not isinstance(body, protocol.Welcome):
+            self._greet_at = now + PATIENCE_S
+            raise ValueError(f"a hello was answered by {type(body).__name__}")
+        if self.epoch not in ("", body.epoch):
+            _log.info("met a new broker (%s)", body.epoch)
+        self.protocol, self.epoch, self.heartbeat_s = body.protocol, body.epoch, body.heartbeat_s
+        self._n_pushes = 0
+        self._patience_s = PATIENCE_S
+        self._next_ping = now + self.heartbeat_s
+        self.is_known = True
+        # Of news, all and more is in the introduction.
+        waiting = [ask for ask in self._queue if not ask.is_news]
+        self._queue = deque(self._introduction())
+        self._queue.extend(waiting)
+
+    def _take_back(self) -> None:
+        """What was not answered is to be asked again, in its order."""
+        self._queue.extendleft(reversed(self._outstanding.values()))
+        self._outstanding.clear()
+
+    def _new_id(self) -> int:
+        self._next_id += 1
+        return self._next_id
+
+    # --- Pushes ---
+
+    def _take_push(self, body: ReplyBody | PushBody) -> None:
+        if isinstance(body, Refused):  # of a message that could not even be read
+            _log.warning("the broker refused (%s): %s", body.code, body.reason)
+            return
+        self._n_pushes += 1
+        self._on_push(body)  # type: ignore[arg-type]  # id 0: a push
+
+    def _on_welcome(self, body: ReplyBody) -> None:
+        """A ping's answer tells how many pushes there were, and so how many were lost."""
+        if not isinstance(body, protocol.Welcome):
+            return
+        lost = body.n_pushed - self._n_pushes
+        if body.epoch != self.epoch:  # can it be? only if it forgot and met us in between
+            self.is_known = False
+        elif lost > 0:
+            self._n_pushes = body.n_pushed
+            self._on_gap(lost)
+
+
+def _framed(request_id: int, body: RequestBody) -> bytes | Refused:
+    """Return the message as its frame; what no broker could read is refused here.
+
+    It could not say of which request that is: that one would be asked for ever,
+    and one that is too long ends the line, each time.
+    """
+    try:
+        frame = protocol.encode(protocol.Request(request_id, body))
+        protocol.decode_request(frame)
+    except ValueError as error:  # a UnicodeEncodeError, too
+        return Refused("bad_message", f"{type(body).__name__}: {error}"[:500])
+    return frame
+
+
+def _answer(ask: Ask, body: ReplyBody) -> None:
+    if ask.on_reply is not None:
+        ask.on_reply(body)
+    elif isinstance(body, Refused):
+        _log.warning("the broker refused (%s): %s", body.code, body.reason)

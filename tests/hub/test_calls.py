@@ -1,0 +1,549 @@
+"""Calls: done once, by one of those who offer the command; their end is told, whatever it is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyhub import BrokerConfig, ChannelClosed, MessageHub, WaitTimeout
+from pyhub.errors import (
+    CallCancelled,
+    CapacityError,
+    CodecError,
+    CommandFailed,
+    ForkedHandle,
+    ServiceDied,
+    ServiceNotFound,
+)
+from pyhub.hub import protocol
+from pyhub.hub.client.service import Job
+from pyhub.hub.runtime import RuntimeDirectory
+from tests.conftest import eventually
+from tests.hub.conftest import Spawn, line
+
+WATCHDOG_S = 30
+
+# Offers commands until it is told to end; notes in a file what it does.
+WORKER = """
+    import os, sys, time
+    from pathlib import Path
+    from pyhub import BrokerConfig, MessageHub
+    from pyhub.hub.client.service import Job
+
+    runtime, name, directory, threads = sys.argv[1:]
+    directory = Path(directory)
+    with MessageHub(BrokerConfig(runtime_dir=runtime, autostart=False)) as hub:
+        service = hub.service(name, threads=int(threads))
+
+        def note(text: str) -> None:
+            with open(directory / "done", "a") as file:
+                print(text, file=file, flush=True)
+
+        @service.command
+        def work(x: int = 0) -> list[int]:
+            note(f"work {x}")
+            return [x, os.getpid()]
+
+        @service.command
+        def wait(x: int = 0) -> list[int]:
+            note(f"begun {x}")
+            while not (directory / f"go {x}").exists():
+                time.sleep(0.005)
+            note(f"ended {x}")
+            return [x, os.getpid()]
+
+        @service.command
+        def count(job: Job, n: int) -> int:
+            for number in range(n):
+                job.report({"number": number})
+            return n
+
+        @service.command
+        def until_cancelled(job: Job) -> None:
+            note("begun until_cancelled")
+            while not job.wait(10.0):
+                pass
+            note("cancelled")
+            job.check()
+
+        print("here", flush=True)
+        input()
+"""
+
+
+class Workers:
+    """Programs that offer the same service, and what they noted."""
+
+    def __init__(self, spawn: Spawn, config: BrokerConfig, name: str, path: Path) -> None:
+        self.name = name
+        self.path = path
+        self._spawn, self._config = spawn, config
+
+    def start(self, n_workers: int = 1, threads: int = 1) -> list[subprocess.Popen[str]]:
+        children = [
+            self._spawn(WORKER, self._config.runtime_dir, self.name, self.path, threads)
+            for _ in range(n_workers)
+        ]
+        assert [line(child) for child in children] == ["here"] * n_workers
+        return children
+
+    def noted(self) -> list[str]:
+        file = self.path / "done"
+        return file.read_text().splitlines() if file.exists() else []
+
+    def has_noted(self, text: str, n: int = 1) -> bool:
+        return eventually(lambda: self.noted().count(text) >= n, WATCHDOG_S)
+
+    def go(self, x: int = 0) -> None:
+        (self.path / f"go {x}").touch()
+
+
+@pytest.fixture
+def workers(spawn: Spawn, shared: BrokerConfig, name: str, tmp_path: Path) -> Workers:
+    return Workers(spawn, shared, name, tmp_path)
+
+
+@pytest.fixture
+def here(shared: BrokerConfig) -> Iterator[MessageHub]:
+    """A second hub of this process, that offers commands to the first one."""
+    with MessageHub(shared) as here:
+        yield here
+
+
+# --- Results ---
+
+
+def test_a_call_is_done_by_another_program(hub: MessageHub, workers: Workers) -> None:
+    (child,) = workers.start()
+    assert hub.call(workers.name, "work", x=7) == [7, child.pid]
+    assert workers.noted() == ["work 7"]
+
+
+def test_a_result_may_be_asked_for_again(hub: MessageHub, workers: Workers) -> None:
+    workers.start()
+    call = hub.start_call(workers.name, "work", x=7)
+    first = call.result()
+    assert call.is_done
+    assert call.result() == first
+    assert asyncio.run(_awaited(call)) == first
+    assert "done" in repr(call)
+    call.cancel()
+    assert call.result() == first, "it is too late to cancel"
+
+
+async def _awaited(call: Any) -> Any:
+    return await call
+
+
+def test_what_nobody_offers_is_told_with_what_there_is(hub: MessageHub, workers: Workers) -> None:
+    workers.start()
+    with pytest.raises(ServiceNotFound, match=r"no service 'nobody'; there are: .*"):
+        hub.call("nobody", "work")
+    with pytest.raises(ServiceNotFound, match="it has: count, until_cancelled, wait, work"):
+        hub.call(workers.name, "nothing")
+
+
+def test_arguments_that_cannot_be_sent_are_refused_here(hub: MessageHub, name: str) -> None:
+    with pytest.raises(CodecError, match="cannot hold"):
+        hub.call(name, "work", x={1})
+    with pytest.raises(CapacityError, match=rf"the arguments of {name}\.work take"):
+        hub.call(name, "work", x=bytes(49 * 1024))
+
+
+@pytest.mark.parametrize("timeout_s", [float("inf"), 1e12])
+def test_a_call_may_be_waited_for_as_long_as_one_likes(
+    hub: MessageHub, workers: Workers, timeout_s: float
+) -> None:
+    workers.start()
+    assert hub.call(workers.name, "work", x=7, timeout_s=timeout_s)[0] == 7
+    assert asyncio.run(hub.acall(workers.name, "work", x=8, timeout_s=timeout_s))[0] == 8
+
+
+# --- Many ---
+
+
+def test_two_programs_of_two_threads_each_share_the_load(hub: MessageHub, workers: Workers) -> None:
+    children = workers.start(2, threads=2)
+    calls = [hub.start_call(workers.name, "wait", x=x, timeout_s=WATCHDOG_S) for x in range(6)]
+    assert eventually(lambda: len(workers.noted()) == 4, WATCHDOG_S)
+    (service,) = [each for each in hub.services() if each.name == workers.name]
+    assert (service.capacity, service.n_running, service.n_waiting) == (4, 4, 2)
+    assert sorted(workers.noted()) == [f"begun {x}" for x in range(4)], "first come, first served"
+    for x in range(6):
+        workers.go(x)
+    results = [call.result() for call in calls]
+    assert [x for x, _ in results] == list(range(6))
+    assert Counter(pid for _, pid in results[:4]) == {child.pid: 2 for child in children}
+
+
+def test_one_worker_does_calls_in_their_order(hub: MessageHub, workers: Workers) -> None:
+    workers.start()
+    calls = [hub.start_call(workers.name, "work", x=x) for x in range(200)]
+    assert [call.result()[0] for call in calls] == list(range(200))
+    assert workers.noted() == [f"work {x}" for x in range(200)]
+
+
+def test_calls_of_many_threads_get_their_own_results(hub: MessageHub, workers: Workers) -> None:
+    workers.start(2, threads=2)
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda x: hub.call(workers.name, "work", x=x)[0], range(400)))
+    assert found == list(range(400))
+    assert Counter(workers.noted()) == {f"work {x}": 1 for x in range(400)}
+
+
+def test_many_calls_are_awaited_together(hub: MessageHub, workers: Workers) -> None:
+    async def ask() -> list[Any]:
+        return await asyncio.gather(
+            *(hub.acall(workers.name, "work", x=x, timeout_s=WATCHDOG_S) for x in range(50))
+        )
+
+    workers.start()
+    assert [x for x, _ in asyncio.run(ask())] == list(range(50))
+
+
+def test_a_command_may_call_others_and_its_own_service(hub: MessageHub, here: MessageHub) -> None:
+    service, other = here.service("outer", threads=2), here.service("inner")
+
+    @service.command
+    def outer(n: int) -> int:
+        return 1 + int(here.call("inner", "double", x=n)) + int(here.call("outer", "inner", x=n))
+
+    @service.command
+    def inner(x: int) -> int:
+        return x
+
+    @other.command
+    def double(x: int) -> int:
+        return 2 * x
+
+    assert hub.call("outer", "outer", n=5) == 16
+    service.close()
+    other.close()
+
+
+# --- Progress ---
+
+
+def test_progress_comes_in_order_and_ends_with_the_call(hub: MessageHub, workers: Workers) -> None:
+    workers.start()
+    call = hub.start_call(workers.name, "count", n=300)
+    assert list(call.progress) == [{"number": number} for number in range(300)]
+    assert call.result() == 300
+    with pytest.raises(ChannelClosed, match="is done"):
+        call.progress.get(0)
+
+
+def test_progress_is_awaited(hub: MessageHub, workers: Workers) -> None:
+    async def follow() -> tuple[list[Any], Any]:
+        call = hub.start_call(workers.name, "count", n=20)
+        return [each async for each in call.progress], await call
+
+    workers.start()
+    assert asyncio.run(follow()) == ([{"number": number} for number in range(20)], 20)
+
+
+def test_progress_that_cannot_be_read_does_no_harm_to_the_call(
+    hub: MessageHub, here: MessageHub, name: str
+) -> None:
+    @here.service(name).command
+    def report(job: Job) -> str:
+        job._connection.tell(protocol.Progress(job._call, b"\xc1"), is_news=False)
+        return "done"
+
+    call = hub.start_call(name, "report", timeout_s=WATCHDOG_S)
+    assert call.result() == "done"
+    with pytest.raises(CodecError):
+        call.progress.get(0)
+
+
+# --- Giving up ---
+
+
+def test_a_call_that_is_cancelled_before_it_began_never_begins(
+    hub: MessageHub, workers: Workers
+) -> None:
+    workers.start()
+    first = hub.start_call(workers.name, "wait", timeout_s=WATCHDOG_S)
+    second = hub.start_call(workers.name, "work", x=2, timeout_s=WATCHDOG_S)
+    assert workers.has_noted("begun 0")
+    second.cancel()
+    with pytest.raises(CallCancelled, match=rf"{workers.name}\.work was cancelled"):
+        second.result()
+    workers.go()
+    first.result()
+    assert hub.call(workers.name, "work", x=3)[0] == 3
+    assert workers.noted() == ["begun 0", "ended 0", "work 3"]
+
+
+def test_a_command_may_ask_whether_it_is_cancelled(hub: MessageHub, workers: Workers) -> None:
+    workers.start()
+    call = hub.start_call(workers.name, "until_cancelled", timeout_s=WATCHDOG_S)
+    assert workers.has_noted("begun until_cancelled")
+    assert "cancelled" not in workers.noted()
+    call.cancel()
+    assert call.is_done
+    assert workers.has_noted("cancelled")
+    assert hub.call(workers.name, "work", x=3)[0] == 3, "and its worker is free"
+
+
+def test_whose_time_is_over_is_told_and_the_command_is_cancelled(
+    hub: MessageHub, workers: Workers
+) -> None:
+    workers.start()
+    call = hub.start_call(workers.name, "until_cancelled", timeout_s=0.3)
+    with pytest.raises(WaitTimeout, match=r"was not done within 0.3 s: its worker \w+ has it"):
+        call.result()
+    assert workers.has_noted("cancelled")
+    with pytest.raises(WaitTimeout):
+        call.result()
+
+
+def test_a_call_that_nobody_began_in_time_never_begins(hub: MessageHub, workers: Workers) -> None:
+    workers.start()
+    first = hub.start_call(workers.name, "wait", timeout_s=WATCHDOG_S)
+    assert workers.has_noted("begun 0")
+    with pytest.raises(WaitTimeout, match="no worker"):
+        hub.call(workers.name, "work", x=2, timeout_s=0.1)
+    workers.go()
+    first.result()
+    assert hub.call(workers.name, "work", x=3)[0] == 3
+    assert "work 2" not in workers.noted()
+
+
+def test_who_looks_late_is_told_why_as_the_broker_has_it(hub: MessageHub, workers: Workers) -> None:
+    workers.start()
+    first = hub.start_call(workers.name, "wait", timeout_s=WATCHDOG_S)
+    assert workers.has_noted("begun 0")
+    calls = [hub.start_call(workers.name, "work", timeout_s=0.1) for _ in range(2)]
+    assert eventually(lambda: all(call.is_done for call in calls), WATCHDOG_S)
+    why = r"no worker was free to begin .*\.work in time"
+    with pytest.raises(WaitTimeout, match=why):
+        calls[0].result()
+    with pytest.raises(WaitTimeout, match=why):
+        asyncio.run(_awaited(calls[1]))
+    workers.go()
+    first.result()
+
+
+@pytest.mark.parametrize("is_awaited", [True, False])
+def test_who_looks_late_has_the_result(hub: MessageHub, workers: Workers, is_awaited: bool) -> None:
+    workers.start()
+    call = hub.start_call(workers.name, "work", x=3, timeout_s=1.0)
+    assert eventually(lambda: call.is_done, WATCHDOG_S)
+    assert eventually(lambda: call._left_s() == 0.0, WATCHDOG_S)
+    assert (asyncio.run(_awaited(call)) if is_awaited else call.result())[0] == 3
+
+
+def test_a_key_interrupt_cancels_the_call(hub: MessageHub, workers: Workers) -> None:
+    def interrupt() -> None:
+        assert workers.has_noted("begun until_cancelled")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    workers.start()
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        hub.call(workers.name, "until_cancelled", timeout_s=WATCHDOG_S)
+    thread.join()
+    assert workers.has_noted("cancelled")
+
+
+def test_a_task_that_is_cancelled_cancels_its_call(hub: MessageHub, workers: Workers) -> None:
+    async def give_up() -> None:
+        call = hub.start_call(workers.name, "until_cancelled", timeout_s=WATCHDOG_S)
+        task = asyncio.create_task(_awaited(call))
+        await asyncio.to_thread(workers.has_noted, "begun until_cancelled")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(CallCancelled):
+            call.result()
+
+    workers.start()
+    asyncio.run(give_up())
+    assert workers.has_noted("cancelled")
+
+
+def test_one_task_that_is_cancelled_leaves_the_outcome_to_the_others(
+    hub: MessageHub, workers: Workers
+) -> None:
+    async def give_up() -> None:
+        call = hub.start_call(workers.name, "until_cancelled", timeout_s=WATCHDOG_S)
+        tasks = [asyncio.create_task(_awaited(call)) for _ in range(2)]
+        await asyncio.sleep(0)  # until both wait
+        tasks[0].cancel()
+        with pytest.raises(CallCancelled):
+            await tasks[1]
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[0]
+
+    workers.start()
+    asyncio.run(give_up())
+
+
+def test_a_time_that_is_over_while_one_awaits_is_told(hub: MessageHub, workers: Workers) -> None:
+    async def wait() -> None:
+        with pytest.raises(WaitTimeout, match="was not done within 0.3 s"):
+            await hub.acall(workers.name, "until_cancelled", timeout_s=0.3)
+
+    workers.start()
+    asyncio.run(wait())
+    assert workers.has_noted("cancelled")
+
+
+# --- Death ---
+
+
+def test_a_workers_death_fails_its_calls_at_once_and_no_other_ones(
+    hub: MessageHub, workers: Workers
+) -> None:
+    children = {child.pid: child for child in workers.start(2)}
+    calls = [hub.start_call(workers.name, "wait", x=x, timeout_s=600.0) for x in range(2)]
+    assert workers.has_noted("begun 0")
+    assert workers.has_noted("begun 1")
+    victim = next(iter(children.values()))
+    victim.kill()
+    assert eventually(lambda: any(call.is_done for call in calls), WATCHDOG_S)
+    for x in range(2):
+        workers.go(x)
+    results = []
+    for call in calls:
+        try:
+            results.append(call.result())
+        except ServiceDied as error:
+            assert "is gone; whether it was done cannot be told" in str(error)  # noqa: PT017
+    ((_, pid),) = results
+    assert pid != victim.pid
+    assert hub.call(workers.name, "work", x=3) == [3, pid], "and the other one goes on"
+
+
+def test_the_death_of_the_last_worker_fails_what_waits_too(
+    hub: MessageHub, workers: Workers
+) -> None:
+    (child,) = workers.start()
+    calls = [hub.start_call(workers.name, "wait", x=x, timeout_s=600.0) for x in range(3)]
+    assert workers.has_noted("begun 0")
+    child.kill()
+    with pytest.raises(ServiceDied, match="cannot be told"):
+        calls[0].result()
+    for call in calls[1:]:
+        with pytest.raises(ServiceDied, match="had not begun"):
+            call.result()
+    assert workers.noted() == ["begun 0"]
+
+
+def test_closing_the_hub_fails_calls_under_way(shared: BrokerConfig, workers: Workers) -> None:
+    workers.start()
+    with MessageHub(shared) as caller:
+        call = caller.start_call(workers.name, "wait", timeout_s=600.0)
+        assert workers.has_noted("begun 0")
+    with pytest.raises(ChannelClosed, match="shut down"):
+        call.result()
+    assert list(call.progress) == []
+    with pytest.raises(ChannelClosed, match="shut down"):
+        caller.call(workers.name, "work")
+    workers.go()
+
+
+def test_a_call_that_begins_while_the_hub_closes_does_not_wait_for_its_time(
+    shared: BrokerConfig, workers: Workers
+) -> None:
+    workers.start()
+    with MessageHub(shared) as caller:
+        # The hub's end is in two steps: here, another thread is between them.
+        caller._holdings.calls.close(ChannelClosed("this hub was shut down."))
+        call = caller.start_call(workers.name, "wait", timeout_s=600.0)
+        with pytest.raises(ChannelClosed, match="shut down"):
+            call.result()
+
+
+def test_a_forks_child_is_told_to_make_a_hub_of_its_own(hub: MessageHub, name: str) -> None:
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            hub.call(name, "work", timeout_s=1.0)
+        except ForkedHandle as error:
+            os.write(write_end, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    with open(read_end) as told:
+        assert "Make a MessageHub of its own in the child" in told.read()
+    os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_call_outlives_the_broker_and_is_done_once(
+    config: BrokerConfig, spawn: Spawn, name: str, tmp_path: Path, end: signal.Signals
+) -> None:
+    with MessageHub(config) as hub:
+        workers = Workers(spawn, config, name, tmp_path)
+        workers.start()
+        running = hub.start_call(name, "wait", timeout_s=WATCHDOG_S)
+        waiting = [hub.start_call(name, "work", x=x, timeout_s=WATCHDOG_S) for x in range(5)]
+        assert workers.has_noted("begun 0")
+        broker = RuntimeDirectory(config.runtime_dir).read_broker()
+        assert broker is not None
+        os.kill(broker.pid, end)
+        workers.go()
+        assert running.result()[0] == 0
+        assert [call.result()[0] for call in waiting] == list(range(5))
+        # Time for a repetition, had there been one.
+        assert hub.call(name, "work", x=9, timeout_s=WATCHDOG_S)[0] == 9
+        once = ["begun 0", "ended 0", *(f"work {x}" for x in (*range(5), 9))]
+        assert Counter(workers.noted()) == Counter(once)
+
+
+def test_calls_that_begin_while_brokers_end_are_done_once(
+    config: BrokerConfig, spawn: Spawn, name: str, tmp_path: Path
+) -> None:
+    with MessageHub(config) as hub:
+        workers = Workers(spawn, config, name, tmp_path)
+        workers.start()
+        n_calls, is_over = 0, threading.Event()
+
+        def kill() -> None:
+            for _ in range(3):
+                broker = RuntimeDirectory(config.runtime_dir).read_broker()
+                if broker is not None:
+                    os.kill(broker.pid, signal.SIGKILL)
+                time.sleep(0.7)  # as brokers end at any time
+            is_over.set()
+
+        killing = threading.Thread(target=kill)
+        killing.start()
+        while not is_over.is_set():
+            assert hub.call(name, "work", x=n_calls, timeout_s=WATCHDOG_S)[0] == n_calls
+            n_calls += 1
+        killing.join()
+        assert Counter(workers.noted()) == {f"work {x}": 1 for x in range(n_calls)}
+
+
+def test_a_service_that_went_while_its_result_was_due_is_told(
+    hub: MessageHub, here: MessageHub, name: str
+) -> None:
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    @here.service(name).command
+    def wait() -> None:
+        has_begun.set()
+        may_end.wait(WATCHDOG_S)
+
+    call = hub.start_call(name, "wait", timeout_s=600.0)
+    assert has_begun.wait(WATCHDOG_S)
+    here.close()
+    with pytest.raises((ServiceDied, CommandFailed)):
+        call.result()
+    may_end.set()

@@ -1,0 +1,302 @@
+"""A feed: in order, for whoever waits, polls or awaits; who is slow loses the oldest, counted."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+from collections.abc import Callable
+
+import pytest
+import zmq
+
+from pyhub import ChannelClosed, WaitTimeout
+from pyhub.codec import encode_value
+from pyhub.errors import CodecError
+from pyhub.hub.client.feed import MAX_ITEMS, Feed
+from pyhub.hub.client.values import unpack
+from tests.conftest import descriptors, eventually
+
+WATCHDOG_S = 30
+
+
+def feed_of(*items: int) -> Feed[int]:
+    feed: Feed[int] = Feed("numbers")
+    put_all(feed, *items)
+    return feed
+
+
+def put_all(feed: Feed[int], *items: int) -> None:
+    for item in items:
+        feed.put(item)
+
+
+def is_readable(feed: Feed[int]) -> bool:
+    poller = zmq.Poller()
+    poller.register(feed.fileno(), zmq.POLLIN)
+    return bool(poller.poll(0))
+
+
+# --- Waiting ---
+
+
+def test_items_come_in_the_order_in_which_they_were_put() -> None:
+    feed = feed_of(1, 2, 3)
+    assert [feed.get(0), feed.get(0), feed.get(0)] == [1, 2, 3]
+    assert feed.n_lost == 0
+
+
+def test_nothing_in_time_is_told_with_the_time_and_what_was_waited_for() -> None:
+    feed = feed_of()
+    for timeout_s in (0, 0.01):
+        with pytest.raises(WaitTimeout, match=rf"numbers: nothing came within {timeout_s} s"):
+            feed.get(timeout_s)
+
+
+def test_who_waits_is_woken_by_an_item() -> None:
+    feed = feed_of()
+    found: list[int] = []
+    waiting = threading.Thread(target=lambda: found.append(feed.get(WATCHDOG_S)))
+    waiting.start()
+    feed.put(7)
+    waiting.join()
+    assert found == [7]
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        (lambda feed: feed.close(), ChannelClosed),
+        (lambda feed: feed.end(ChannelClosed("the hub is gone")), ChannelClosed),
+        (lambda feed: feed.end(PermissionError("no")), PermissionError),
+    ],
+)
+def test_who_waits_is_woken_by_the_end(
+    end: Callable[[Feed[int]], None], error: type[Exception]
+) -> None:
+    feed = feed_of()
+    found: list[BaseException] = []
+
+    def wait() -> None:
+        with pytest.raises(error) as raised:
+            feed.get(WATCHDOG_S)
+        found.append(raised.value)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert eventually(lambda: bool(feed._changed._waiters))  # type: ignore[attr-defined]
+    end(feed)
+    waiting.join()
+    assert len(found) == 1
+
+
+def test_several_who_wait_get_each_item_once() -> None:
+    feed = feed_of()
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.extend(feed)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(1000):
+        feed.put(number)
+    feed.end(ChannelClosed("that was all"))
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == list(range(1000))
+
+
+# --- The end ---
+
+
+def test_what_came_before_the_end_is_given_before_the_error() -> None:
+    feed = feed_of(1, 2)
+    feed.end(ChannelClosed("that was all"))
+    feed.end(ChannelClosed("a second reason does not replace the first"))
+    assert list(feed) == [1, 2]
+    with pytest.raises(ChannelClosed, match="that was all"):
+        feed.get(0)
+
+
+def test_an_error_that_is_no_end_is_raised_where_one_iterates() -> None:
+    feed = feed_of(1)
+    feed.end(PermissionError("no right"))
+    items = iter(feed)
+    assert next(items) == 1
+    with pytest.raises(PermissionError, match="no right"):
+        next(items)
+
+
+def test_closing_drops_what_is_there_and_tells_once() -> None:
+    told: list[str] = []
+    feed: Feed[int] = Feed("numbers", lambda: told.append("closed"))
+    feed.put(1)
+    with feed:
+        was_closed = feed.is_closed
+    feed.close()
+    feed.put(2)
+    assert (was_closed, feed.is_closed) == (False, True)
+    assert told == ["closed"]
+    with pytest.raises(ChannelClosed, match="numbers: this was closed"):
+        feed.get(0)
+    with pytest.raises(ChannelClosed, match="numbers: this was closed"):
+        feed.fileno()
+
+
+# --- Who is slow ---
+
+
+def test_who_is_slow_loses_the_oldest_and_is_told_how_many() -> None:
+    feed = feed_of(*range(MAX_ITEMS))
+    assert feed.n_lost == 0, "the negative control: as many as there is room for"
+    for number in range(MAX_ITEMS, MAX_ITEMS + 5):
+        feed.put(number)
+    assert feed.n_lost == 5
+    assert feed.taken() == list(range(5, MAX_ITEMS + 5))
+    assert feed.taken() == []
+
+
+# --- Polling ---
+
+
+def test_its_descriptor_is_readable_while_there_is_something_to_get() -> None:
+    with feed_of() as feed:
+        assert not is_readable(feed)
+        feed.put(1)
+        feed.put(2)
+        assert is_readable(feed)
+        feed.get(0)
+        assert is_readable(feed), "one is left"
+        feed.get(0)
+        assert not is_readable(feed)
+        feed.put(3)
+        assert is_readable(feed)
+        assert feed.taken() == [3]
+        assert not is_readable(feed), "all was taken at once"
+
+
+def test_its_descriptor_is_readable_when_it_was_asked_for_late() -> None:
+    with feed_of(1) as feed:
+        assert is_readable(feed)
+        assert feed.fileno() == feed.fileno()
+
+
+def test_its_descriptor_stays_readable_at_the_end() -> None:
+    with feed_of(1) as feed:
+        feed.fileno()
+        feed.end(ChannelClosed("that was all"))
+        for _ in range(2):
+            assert is_readable(feed)
+            feed.taken()
+    with feed_of() as feed:
+        feed.end(ChannelClosed("that was all"))
+        assert is_readable(feed)
+
+
+def test_a_descriptor_does_not_outlive_its_feed() -> None:
+    before = descriptors()
+    feed = feed_of()
+    feed.fileno()
+    assert descriptors() != before, "the negative control"
+    feed.close()
+    assert descriptors() == before
+    feed = feed_of()
+    feed.fileno()
+    del feed
+    gc.collect()
+    assert descriptors() == before, "nobody closed it, and nobody holds it"
+
+
+def test_an_event_loop_can_watch_its_descriptor() -> None:
+    async def collect(feed: Feed[int]) -> list[int]:
+        found: list[int] = []
+        is_done = asyncio.Event()
+
+        def take() -> None:
+            found.append(feed.get(0))
+            if len(found) == 100:
+                is_done.set()
+
+        loop = asyncio.get_running_loop()
+        loop.add_reader(feed.fileno(), take)
+        producer = threading.Thread(target=put_all, args=(feed, *range(100)))
+        producer.start()
+        await asyncio.wait_for(is_done.wait(), WATCHDOG_S)
+        loop.remove_reader(feed.fileno())
+        producer.join()
+        return found
+
+    with feed_of() as feed:
+        assert asyncio.run(collect(feed)) == list(range(100))
+
+
+# --- Awaiting ---
+
+
+def test_async_for_gives_all_until_the_end() -> None:
+    async def collect(feed: Feed[int]) -> list[int]:
+        return [item async for item in feed]
+
+    def produce() -> None:
+        put_all(feed, *range(1, 500))
+        feed.end(ChannelClosed("that was all"))
+
+    feed = feed_of(0)
+    producer = threading.Thread(target=produce)
+    producer.start()
+    assert asyncio.run(collect(feed)) == list(range(500))
+    producer.join()
+
+
+def test_awaiting_ends_at_its_time_and_takes_nothing_with_it() -> None:
+    async def wait(feed: Feed[int]) -> int:
+        for timeout_s in (0, 0.01):
+            with pytest.raises(WaitTimeout, match="nothing came within"):
+                await feed.aget(timeout_s)
+        task = asyncio.create_task(feed.aget())
+        await asyncio.sleep(0)  # until it waits
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert feed._wakers == []
+        feed.put(1)
+        return await feed.aget(WATCHDOG_S)
+
+    assert asyncio.run(wait(feed_of())) == 1
+
+
+def test_a_feed_outlives_the_event_loops_that_awaited_it() -> None:
+    feed = feed_of()
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(feed.aget())
+    loop.run_until_complete(asyncio.sleep(0))
+    feed._wakers.append(feed._wakers[0])  # as if it were about to be woken
+    task.cancel()
+    loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+    loop.close()
+    feed.put(1)
+    assert feed.get(0) == 1
+
+
+# --- Values ---
+
+
+def test_a_value_that_cannot_be_read_is_the_matter_of_who_takes_it() -> None:
+    feed: Feed[object] = Feed("values", convert=unpack)
+    for packed in (encode_value(1), b"\xc1", encode_value(3)):
+        feed.put(packed)
+    assert feed.get(0) == 1
+    with pytest.raises(CodecError):
+        feed.get(0)
+    assert feed.get(0) == 3
+
+
+def test_a_feed_is_closed_from_any_thread_while_others_put() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        feed = feed_of()
+        feed.fileno()
+        producer = threading.Thread(target=put_all, args=(feed, *range(50)))
+        producer.start()
+        feed.close()
+        producer.join()
+    assert len(os.listdir("/proc/self/fd")) == before

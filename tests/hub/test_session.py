@@ -1,0 +1,425 @@
+"""A program's side of the protocol, with a real switchboard at the other end, but no sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyhub.hub import protocol
+from pyhub.hub.broker.registry import Registry
+from pyhub.hub.broker.rights import Client
+from pyhub.hub.broker.store import Store
+from pyhub.hub.broker.switchboard import Switchboard
+from pyhub.hub.client.session import PATIENCE_S, Ask, Session
+from pyhub.hub.protocol import PushBody, Refused, Reply, ReplyBody, RequestBody
+
+PEER, OTHER = b"program", b"another"
+CLIENT = Client("local", "admin", {}, "key")
+
+
+class Program:
+    """A session, and what it told its program."""
+
+    def __init__(self, *introduction: RequestBody) -> None:
+        self.introduction = [Ask(body, None, is_news=True) for body in introduction]
+        self.pushes: list[PushBody] = []
+        self.gaps: list[int] = []
+        self.refusals: list[Refused] = []
+        self.replies: list[ReplyBody] = []
+        self.versions: list[int] = []
+        self.session = Session(
+            self._hello,
+            lambda: list(self.introduction),
+            self.pushes.append,
+            self.gaps.append,
+            self.refusals.append,
+        )
+
+    def ask(self, body: RequestBody | Callable[[str], RequestBody]) -> None:
+        self.session.ask(Ask(body, self.replies.append))
+
+    def sent(self, now: float = 0.0) -> list[protocol.Request]:
+        return [protocol.decode_request(frame) for frame in self.session.outgoing(now)]
+
+    def hear(self, request_id: int, body: ReplyBody | PushBody, now: float = 0.0) -> None:
+        self.session.receive(protocol.encode(Reply(request_id, body)), now)
+
+    def _hello(self, version: int) -> protocol.Hello:
+        self.versions.append(version)
+        return protocol.Hello(version, "host", 42, 1, "leases", "a test")
+
+
+class Broker:
+    """A switchboard, as its server runs it; it may be told to lose messages."""
+
+    def __init__(self, store: Store, epoch: str) -> None:
+        registry = Registry(epoch, lambda name: f"ipc://{name}")
+        self.board = Switchboard(registry, store, lambda *refusal: None)
+        self.heard: list[RequestBody] = []
+
+    def answer(self, program: Program, now: float = 0.0, *, n_lost_pushes: int = 0) -> None:
+        """Let both talk until they have no more to say."""
+        while requests := program.sent(now):
+            for request in requests:
+                self.heard.append(request.body)
+                reply = self.reply(request.body, now)
+                outbox, self.board.outbox = self.board.outbox, []
+                for peers, body in outbox:
+                    if PEER in peers and n_lost_pushes:
+                        n_lost_pushes -= 1
+                    elif PEER in peers:
+                        program.hear(0, body, now)
+                program.hear(request.id, reply, now)
+
+    def reply(self, body: RequestBody, now: float = 0.0) -> ReplyBody:
+        reply = self.board.answer(PEER, CLIENT, body, now)
+        assert reply is not None
+        return reply
+
+    def happens(self, topic: str = "beam") -> None:
+        """Let another program publish, whose message to ours is lost."""
+        if OTHER not in self.board.registry.programs:
+            hello = protocol.Hello(protocol.PROTOCOL, "host", 43, 2, "leases", "another")
+            self.board.answer(OTHER, CLIENT, hello, 0.0)
+        publish = protocol.Publish(os.urandom(8), topic, b"\x01", "info", 0)
+        self.board.answer(OTHER, CLIENT, publish, 0.0)
+        self.board.outbox.clear()
+
+
+@pytest.fixture
+def brokers(tmp_path: Path) -> Iterator[Callable[[], Broker]]:
+    """Brokers that follow one another in the same directory."""
+    stores = contextlib.ExitStack()
+    epochs = iter("ABCDEFGH")
+
+    def begin() -> Broker:
+        stores.close()
+        store = stores.enter_context(contextlib.closing(Store(tmp_path / "state.db")))
+        return Broker(store, next(epochs))
+
+    with stores:
+        yield begin
+
+
+@pytest.fixture
+def broker(brokers: Callable[[], Broker]) -> Broker:
+    return brokers()
+
+
+def kinds(bodies: list[RequestBody]) -> list[str]:
+    return [type(body).__name__ for body in bodies]
+
+
+# --- Greeting ---
+
+
+def test_without_a_line_nothing_is_sent() -> None:
+    program = Program()
+    program.ask(protocol.Ping())
+    assert program.sent() == []
+    assert not program.session.is_overdue(1e9)
+
+
+def test_the_greeting_comes_first_and_alone(broker: Broker) -> None:
+    program = Program()
+    program.ask(protocol.ListChannels())
+    program.session.has_line(0.0)
+    (greeting,) = program.sent()
+    assert isinstance(greeting.body, protocol.Hello)
+    assert program.sent() == [], "it waits for the answer"
+    assert (program.session.is_known, program.session.protocol) == (False, 0)
+    program.hear(greeting.id, broker.reply(greeting.body))
+    session = program.session
+    assert (session.is_known, session.protocol, session.epoch) == (True, protocol.PROTOCOL, "A")
+
+
+def test_the_introduction_comes_before_what_was_asked(broker: Broker) -> None:
+    program = Program(protocol.ReaderAttached(1, "cam1", "id"), protocol.ReaderDetached(1))
+    program.ask(protocol.ListChannels())
+    program.session.ask(Ask(protocol.ReaderAttached(1, "cam1", "id"), None, is_news=True))
+    program.session.has_line(0.0)
+    broker.answer(program)
+    assert kinds(broker.heard) == ["Hello", "ReaderAttached", "ReaderDetached", "ListChannels"], (
+        "news that the introduction has is not said twice"
+    )
+    assert kinds(program.replies) == ["Channels"]  # type: ignore[arg-type]
+
+
+def test_what_is_asked_is_asked_in_that_order_and_no_more_than_a_window_of_it(
+    broker: Broker,
+) -> None:
+    program = Program()
+    program.session.has_line(0.0)
+    broker.answer(program)
+    for number in range(250):
+        program.ask(protocol.LookUp(f"cam{number}"))
+    first = program.sent()
+    assert len(first) == 100
+    assert program.sent() == []
+    program.hear(first[0].id, protocol.Done())
+    (next_one,) = program.sent()
+    assert next_one.body == protocol.LookUp("cam100")
+    for request in first[1:]:
+        program.hear(request.id, protocol.Done())
+    program.hear(next_one.id, protocol.Done())
+    broker.answer(program)
+    assert len(program.replies) == 250
+    assert broker.heard[1:] == [protocol.LookUp(f"cam{number}") for number in range(101, 250)]
+
+
+def test_a_message_may_be_made_for_the_epoch_that_it_is_sent_to(
+    brokers: Callable[[], Broker],
+) -> None:
+    program, made = Program(), []
+
+    def make(epoch: str) -> RequestBody:
+        made.append(epoch)
+        return protocol.Ping()
+
+    program.ask(make)
+    for _ in range(2):
+        program.session.has_line(0.0)
+        (greeting,) = program.sent()
+        program.hear(greeting.id, brokers().reply(greeting.body))
+        program.sent()
+        program.session.lost_line()
+    assert made == ["A", "B"]
+
+
+# --- A broker that goes, or forgets ---
+
+
+def test_what_was_not_answered_is_asked_again_on_a_new_line_in_its_order(
+    brokers: Callable[[], Broker],
+) -> None:
+    program = Program()
+    program.session.has_line(0.0)
+    brokers().answer(program)
+    for name in ("a", "b", "c"):
+        program.ask(protocol.LookUp(name))
+    first = program.sent()
+    program.hear(first[0].id, protocol.Done())
+    program.session.lost_line()
+    program.ask(protocol.LookUp("d"))
+    assert program.sent() == []
+    program.session.has_line(1.0)
+    broker = brokers()
+    broker.answer(program, 1.0)
+    assert broker.heard[1:] == [protocol.LookUp(name) for name in ("b", "c", "d")]
+    assert len(program.replies) == 4
+
+
+def test_a_late_answer_to_what_was_asked_again_counts_once(broker: Broker) -> None:
+    program = Program()
+    program.session.has_line(0.0)
+    broker.answer(program)
+    program.ask(protocol.LookUp("cam1"))
+    (asked,) = program.sent()
+    program.session.lost_line()
+    program.session.has_line(0.0)
+    program.hear(asked.id, protocol.Done())
+    assert program.replies == []
+    broker.answer(program)
+    assert kinds(program.replies) == ["Found"]  # type: ignore[arg-type]
+
+
+def test_a_broker_that_forgot_us_is_greeted_and_asked_again(broker: Broker) -> None:
+    program = Program(protocol.ReaderAttached(1, "cam1", "id"))
+    program.session.has_line(0.0)
+    broker.answer(program)
+    broker.reply(protocol.Goodbye())  # as if it had fallen silent
+    broker.heard.clear()
+    for name in ("a", "b"):
+        program.ask(protocol.LookUp(name))
+    broker.answer(program)
+    assert kinds(broker.heard) == [
+        "LookUp", "LookUp", "Hello", "ReaderAttached", "LookUp", "LookUp",
+    ]  # fmt: skip
+    assert kinds(program.replies) == ["Found", "Found"]  # type: ignore[arg-type]
+    assert program.gaps == []
+
+
+def test_a_ping_that_another_broker_answers_is_followed_by_a_greeting(
+    brokers: Callable[[], Broker],
+) -> None:
+    program = Program()
+    program.session.has_line(0.0)
+    brokers().answer(program)
+    (ping,) = program.sent(1.0)
+    assert isinstance(ping.body, protocol.Ping)
+    program.hear(ping.id, protocol.Welcome(protocol.PROTOCOL, "another", 1.0), 1.0)
+    assert kinds([request.body for request in program.sent(1.0)]) == ["Hello"]
+
+
+def test_who_owes_an_answer_is_overdue_and_who_owes_none_is_not(broker: Broker) -> None:
+    program = Program()
+    program.session.has_line(0.0)
+    program.sent(0.0)
+    assert not program.session.is_overdue(PATIENCE_S)
+    assert program.session.is_overdue(PATIENCE_S + 0.01), "of the greeting, too"
+    broker.answer(program, 0.0)
+    program.session.lost_line()
+    assert not program.session.is_overdue(100.0)
+    program.session.has_line(100.0)
+    broker.answer(program, 100.0)
+    assert not program.session.is_overdue(100.9), "all was answered"
+    program.ask(protocol.ListChannels())
+    program.sent(100.5)
+    assert not program.session.is_overdue(100.5 + PATIENCE_S)
+    assert program.session.is_overdue(100.6 + PATIENCE_S)
+
+
+# --- Versions ---
+
+
+def test_a_broker_of_the_version_before_is_greeted_again_in_its_own(broker: Broker) -> None:
+    program = Program()
+    program.session.has_line(0.0)
+    (greeting,) = program.sent()
+    program.hear(greeting.id, Refused("protocol", "this broker speaks protocol 1"))
+    assert program.refusals == []
+    (again,) = program.sent()
+    assert isinstance(again.body, protocol.Hello)
+    program.hear(again.id, protocol.Welcome(again.body.protocol, "old", 1.0))
+    assert program.versions == [protocol.PROTOCOL, protocol.OLDEST]
+    assert (program.session.is_known, program.session.protocol) == (True, protocol.OLDEST)
+
+
+@pytest.mark.parametrize(("code", "n_greetings"), [("protocol", 2), ("too_many", 1)])
+def test_who_is_turned_away_knocks_again_but_not_at_once(code: str, n_greetings: int) -> None:
+    program = Program()
+    program.ask(protocol.ListChannels())
+    program.session.has_line(0.0)
+    n_sent = 0
+    for _ in range(10):
+        for request in program.sent(0.0):
+            n_sent += 1
+            program.hear(request.id, Refused(code, "go away"))
+    assert n_sent == n_greetings
+    assert kinds(program.refusals) == ["Refused"]  # type: ignore[arg-type]
+    assert not program.session.is_overdue(PATIENCE_S), "an answer is an answer"
+    assert program.sent(PATIENCE_S - 0.01) == []
+    assert len(program.sent(PATIENCE_S)) == 1
+
+
+def test_a_greeting_that_is_answered_with_nonsense_is_not_repeated_at_once() -> None:
+    program = Program()
+    program.session.has_line(0.0)
+    (greeting,) = program.sent(0.0)
+    with pytest.raises(ValueError, match="a hello was answered by Done"):
+        program.hear(greeting.id, protocol.Done(), 0.0)
+    assert program.sent(0.0) == []
+    assert kinds([request.body for request in program.sent(PATIENCE_S)]) == ["Hello"]
+
+
+# --- Pushes and pings ---
+
+
+def test_a_broker_is_pinged_once_a_heartbeat(broker: Broker) -> None:
+    program = Program()
+    program.session.has_line(0.0)
+    broker.answer(program)
+    assert program.session.due() == 1.0
+    for tenth in range(31):
+        broker.answer(program, tenth / 10)
+    assert kinds(broker.heard) == ["Hello", "Ping", "Ping", "Ping"]
+
+
+def watching(program: Program, broker: Broker) -> None:
+    program.introduction = [Ask(protocol.Watch(1, "events", "beam"), None, is_news=True)]
+    program.session.has_line(0.0)
+    broker.answer(program)
+
+
+def test_pushes_that_were_lost_are_found_by_the_next_ping_and_counted_once(
+    broker: Broker,
+) -> None:
+    program = Program()
+    watching(program, broker)
+    program.ask(protocol.Publish(b"1", "beam", b"\x01", "info", 0))
+    broker.answer(program)
+    assert len(program.pushes) == 1
+    broker.answer(program, 1.0)
+    assert program.gaps == [], "the negative control: nothing was lost"
+    for _ in range(3):
+        broker.happens()
+    broker.answer(program, 2.0)
+    assert program.gaps == [3]
+    broker.answer(program, 3.0)
+    assert program.gaps == [3]
+
+
+def test_after_a_new_greeting_the_count_of_pushes_begins_anew(broker: Broker) -> None:
+    program = Program()
+    watching(program, broker)
+    broker.happens()
+    program.session.lost_line()
+    program.session.has_line(0.0)
+    broker.answer(program)
+    broker.answer(program, 1.0)
+    assert program.gaps == [], "all that is there was told again instead"
+
+
+def test_a_push_that_is_a_refusal_is_logged_and_is_no_push(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = Program()
+    watching(program, broker)
+    program.hear(0, Refused("bad_message", "it cannot be read"))
+    assert "it cannot be read" in caplog.text
+    assert program.pushes == []
+
+
+def test_a_refusal_that_nobody_waits_for_is_logged(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = Program()
+    program.session.has_line(0.0)
+    program.session.ask(Ask(protocol.Publish(b"1", "hub/mine", b"\x01", "info", 0)))
+    with caplog.at_level(logging.WARNING, "pyhub.hub"):
+        broker.answer(program)
+    assert "may not publish 'hub/mine'" in caplog.text
+
+
+@pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x00" * 100])
+def test_what_is_no_message_is_an_error_and_changes_nothing(broker: Broker, frame: bytes) -> None:
+    program = Program()
+    program.session.has_line(0.0)
+    with pytest.raises(ValueError):
+        program.session.receive(frame, 0.0)
+    broker.answer(program)
+    assert program.session.is_known
+
+
+# --- What no broker would take ---
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (protocol.Publish(b"1", "beam", bytes(49 * 1024), "info", 0), "length <= 49152"),
+        (protocol.LookUp("x" * 70_000), "at most 65536"),
+        (protocol.Call(b"1", "cam1", "snap", b"\x80", float("inf")), "<= 1000000000"),
+        (protocol.LookUp("half a pair: \ud800"), "surrogates"),
+    ],
+)
+def test_what_no_broker_could_read_is_refused_here_and_not_sent_for_ever(
+    broker: Broker, body: RequestBody, why: str
+) -> None:
+    program = Program()
+    program.session.has_line(0.0)
+    broker.answer(program)
+    program.ask(body)
+    program.ask(protocol.LookUp("cam1"))
+    broker.answer(program)
+    refused, found = program.replies
+    assert isinstance(refused, Refused)
+    assert refused.code == "bad_message"
+    assert why in refused.reason
+    assert isinstance(found, protocol.Found), "the next one is not held up"
+    assert not program.session.is_overdue(100.0)
