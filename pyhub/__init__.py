@@ -29,7 +29,8 @@ from pyhub.names import get_include
 if TYPE_CHECKING:
     from pyhub.hub.client.calls import PendingCall
     from pyhub.hub.client.entries import Event, StateEntry
-    from pyhub.hub.client.service import Job, Service
+    from pyhub.hub.client.job import Job
+    from pyhub.hub.client.service import Service
     from pyhub.hub.message_hub import MessageHub
     from pyhub.hub.protocol import ChannelInfo, ServiceInfo
     from pyhub.hub.runtime import BrokerConfig
@@ -45,7 +46,7 @@ _HUB = {
     "BrokerConfig": "pyhub.hub.runtime",
     "ChannelInfo": "pyhub.hub.protocol",
     "Event": "pyhub.hub.client.entries",
-    "Job": "pyhub.hub.client.service",
+    "Job": "pyhub.hub.client.job",
     "MessageHub": "pyhub.hub.message_hub",
     "PendingCall": "pyhub.hub.client.calls",
     "Service": "pyhub.hub.client.service",

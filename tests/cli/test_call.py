@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import pyhub
+from pyhub import Job
 from pyhub.cli.values import as_lines, typed
-from pyhub.hub.client.service import Job
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pyhub import BrokerConfig, ChannelClosed, MessageHub, WaitTimeout
+from pyhub import BrokerConfig, ChannelClosed, Job, MessageHub, WaitTimeout
 from pyhub.errors import (
     CallCancelled,
     CapacityError,
@@ -27,7 +27,6 @@ from pyhub.errors import (
     ServiceNotFound,
 )
 from pyhub.hub import protocol
-from pyhub.hub.client.service import Job
 from pyhub.hub.runtime import RuntimeDirectory
 from tests.conftest import eventually
 from tests.hub.conftest import Spawn, line
@@ -39,7 +38,7 @@ WORKER = """
     import os, sys, time
     from pathlib import Path
     from pyhub import BrokerConfig, MessageHub
-    from pyhub.hub.client.service import Job
+    from pyhub import Job
 
     runtime, name, directory, threads = sys.argv[1:]
     directory = Path(directory)

@@ -234,7 +234,7 @@ def test_a_command_may_ask_for_its_job_however_that_is_written(
 ) -> None:
     code = """
     def make():
-        from pyhub.hub.client.service import Job
+        from pyhub import Job
 
         def who(job: Job, x: int = 1) -> str:
             return f"{type(job).__name__} of {job.caller}: {x}"

@@ -565,12 +565,26 @@ def test_a_worker_whose_line_broke_goes_on_with_its_calls(table: Table) -> None:
     assert isinstance(table.call(B, b"3"), Refused)  # pending: see below
     table.hold(W, b"0")
     table.offer(W, capacity=2)
-    assert table.given() == [(W, b"1")]
+    assert table.given() == [(W, b"0"), (W, b"1")]  # it does nothing twice
     for call_id in (b"0", b"1", b"2"):
         table.done(W, call_id)
     told = [body.call for _, body in table.taken() if isinstance(body, Finished)]
     assert told == [b"0", b"1", b"2"]
     assert table.is_empty()
+
+
+def test_what_a_broken_line_swallowed_of_an_outcome_is_asked_for_again() -> None:
+    table = Table()
+    table.offer(W)
+    table.call(A, b"1")
+    assert table.given() == [(W, b"1")]
+    # W is done, and said so into the line that broke: it holds the call.
+    table.services.met_again(W, hello(W))
+    table.hold(W, b"1")
+    assert table.given() == [(W, b"1")]
+    table.offer(W)
+    table.done(W, b"1")
+    assert table.taken() == [(A, Finished(b"1", b"\x01"))]
 
 
 def test_a_worker_that_offers_anew_without_saying_what_it_holds_is_given_its_calls_again(

@@ -284,7 +284,8 @@ class Services:
         """Hear that a program that is here says hello once more: its line broke.
 
         It has what it had, and is about to offer its services again. Calls
-        stay with it: by what it holds it tells which of them it never got.
+        stay with it, and it is given all of them once more: it may never have
+        got them, or what came of them may be lost with the line.
         """
         self._unsure.add(peer)
         for name in self._leave(peer):
@@ -292,6 +293,7 @@ class Services:
             self._services[name].note_commands()
         for call in self._calls.values():
             if call.worker == peer:
+                call.may_be_done = True
                 self._expect(peer, call.request.service, hello, self._now)
 
     def forget(self, peer: bytes) -> Sequence[str]:

@@ -2,75 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import queue
 import threading
-import traceback
-import types
-import typing
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 
 from pyhub.errors import AccessDenied, BrokerRefused, CallCancelled, PyhubError
 from pyhub.hub import protocol
+from pyhub.hub.client.command import BadArguments, Command
 from pyhub.hub.client.connection import Connection
+from pyhub.hub.client.failures import cut, raised
+from pyhub.hub.client.job import Job
 from pyhub.hub.client.outcomes import Outcomes
 from pyhub.hub.client.session import Ask
 from pyhub.hub.client.values import pack, unpack
-from pyhub.hub.protocol import CommandInfo, Failure, ParameterInfo
+from pyhub.hub.protocol import CommandInfo, Failure
 from pyhub.names import check_name
 
-__all__ = ["Job", "Service", "Services"]
+__all__ = ["Service", "Services"]
 
 F = TypeVar("F")
 
 _MAX_HELD = 1000  # calls that one message names
 # Of many commands the texts are cut shorter, until they fit into one message.
 _DOC_BYTES = (1000, 200, 50, 0)
-
-
-class Job:
-    """The call that a command serves; given to commands with a parameter of this type.
-
-    Attributes
-    ----------
-    caller
-        Which program called.
-    """
-
-    def __init__(self, call: bytes, caller: str, connection: Connection) -> None:
-        self.caller = caller
-        self._call = call
-        self._connection = connection
-        self._cancelled = threading.Event()
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether nobody waits for the result any more: a good moment to end."""
-        return self._cancelled.is_set()
-
-    def check(self) -> None:
-        """Raise `CallCancelled` if nobody waits any more."""
-        if self.is_cancelled:
-            raise CallCancelled("nobody waits for this call any more.")
-
-    def wait(self, timeout_s: float) -> bool:
-        """Sleep for so long, or until the call is cancelled; whether it was."""
-        return self._cancelled.wait(timeout_s)
-
-    def report(self, value: Any) -> None:
-        """Tell the caller how far it is; any value that a flex zone may hold. Never waits."""
-        packed = pack("the progress of a call", value)
-        if self._connection.is_known:  # else nobody hears it, and it is not kept for later
-            self._connection.put(Ask(protocol.Progress(self._call, packed), is_one_way=True))
-
-    def _cancel(self) -> None:
-        self._cancelled.set()
 
 
 class Service:
@@ -86,7 +44,7 @@ class Service:
         self.name = check_name(name)
         self.threads = threads
         self._services = services
-        self._commands: dict[str, _Command] = {}
+        self._commands: dict[str, Command] = {}
         self._jobs: queue.SimpleQueue[tuple[protocol.Execute, Job] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._is_closed = False
@@ -163,7 +121,7 @@ class Service:
         """Return the message that offers it."""
         for n_bytes in _DOC_BYTES:
             commands = [
-                msgspec.structs.replace(command, doc=_cut(command.doc, n_bytes))
+                msgspec.structs.replace(command, doc=cut(command.doc, n_bytes))
                 for command in self.commands
             ]
             offer = protocol.Offer(self.name, commands, self.threads)
@@ -176,7 +134,7 @@ class Service:
             raise PyhubError(f"service {self.name!r} was closed.\n  Ask the hub for a new one.")
         before = self._commands.copy()
         self._commands.update(
-            {name: _Command(check_name(name), f, idempotent) for name, f in commands.items()}
+            {name: Command(check_name(name), f, idempotent) for name, f in commands.items()}
         )
         while len(self._threads) < self.threads:
             thread = threading.Thread(target=self._work, name=f"pyhub-{self.name}", daemon=True)
@@ -197,21 +155,19 @@ class Service:
         command = self._commands.get(execute.command)
         try:
             if command is None:
-                raise _BadArguments(f"no command {execute.command!r} any more")
+                raise BadArguments(f"no command {execute.command!r} any more")
             result = command(unpack(execute.arguments), job)
             if inspect.iscoroutine(result):
                 import asyncio  # a program with such commands has it already
 
                 result = asyncio.run(result)
             return protocol.Outcome(execute.call, pack("the result", result))
-        except _BadArguments as error:
-            failure = Failure("bad_arguments", _cut(str(error), 4000), "TypeError")
+        except BadArguments as error:
+            failure = Failure("bad_arguments", cut(str(error), 4000), "TypeError")
         except BaseException as error:  # whatever it was, somebody waits to be told
-            text, kind = _cut(_text(error), 4000), _cut(type(error).__qualname__, 255)
+            failure = raised(error)
             if isinstance(error, CallCancelled) and job.is_cancelled:
-                failure = Failure("cancelled", text)
-            else:
-                failure = Failure("raised", text, kind, _traceback(error))
+                failure = Failure("cancelled", failure.message)
         return protocol.Outcome(execute.call, None, failure)
 
 
@@ -272,7 +228,7 @@ class Services:
         if isinstance(body, protocol.Abort):
             job = self._jobs.get(body.call)
             if job is not None:
-                job._cancel()
+                job.cancel()
             return
         assert self.connection is not None
         with self._lock:
@@ -303,116 +259,3 @@ class Services:
         if self._pid == os.getpid():
             for service in list(self._services.values()):
                 service.close(wait=False)
-
-
-class _BadArguments(Exception):
-    pass
-
-
-class _Command:
-    """A function as it is called for others: looked at once, called often."""
-
-    def __init__(self, name: str, function: Callable[..., Any], idempotent: bool) -> None:
-        self.function = function
-        self._signature = inspect.signature(function)
-        hints = _hints(function)
-        self._jobs = [each for each in self._signature.parameters if hints.get(each) is Job]
-        self._hints = {each: hint for each, hint in hints.items() if hint is not Job}
-        self.info = CommandInfo(
-            name,
-            _cut(inspect.getdoc(function) or "", 1000),
-            [self._parameter(each) for each in self._signature.parameters.values()
-             if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-             and each.name not in self._jobs],
-            _type_text(self._signature.return_annotation),
-            idempotent,
-        )  # fmt: skip
-
-    def __call__(self, arguments: Any, job: Job) -> Any:
-        """Call it, with arguments that its annotations allow."""
-        if not isinstance(arguments, dict):
-            raise _BadArguments(f"arguments go by name, in a map; not {arguments!r:.80}")
-        for name in self._jobs:
-            arguments[name] = job
-        try:
-            bound = self._signature.bind(**arguments)
-        except TypeError as error:
-            raise _BadArguments(f"{error}; it takes {self._signature}") from None
-        for name, value in bound.arguments.items():
-            hint = self._hints.get(name)
-            if hint is None or type(value) is hint:
-                continue
-            if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                converted: Any = {key: self._taken(key, each, hint) for key, each in value.items()}
-            else:
-                converted = self._taken(name, value, hint)
-            bound.arguments[name] = converted
-        return self.function(*bound.args, **bound.kwargs)
-
-    def _taken(self, name: str, value: Any, hint: Any) -> Any:
-        try:
-            return _converted(value, hint)
-        except msgspec.ValidationError as error:
-            raise _BadArguments(f"{name}: {error}; it takes {self._signature}") from None
-
-    def _parameter(self, parameter: inspect.Parameter) -> ParameterInfo:
-        default = None if parameter.default is parameter.empty else repr(parameter.default)[:255]
-        return ParameterInfo(parameter.name, _type_text(parameter.annotation), default)
-
-
-def _converted(value: Any, hint: Any) -> Any:
-    try:
-        if isinstance(hint, type) and isinstance(value, hint):
-            return value
-        return msgspec.convert(value, hint)
-    except TypeError:
-        return value  # a type that msgspec has no idea of: the command's own matter
-    except msgspec.ValidationError:
-        if isinstance(value, np.generic):  # an element of an array, given as a number
-            return msgspec.convert(value.item(), hint)
-        raise
-
-
-def _type_text(annotation: Any) -> str:
-    if annotation is inspect.Parameter.empty:
-        return ""
-    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    return _cut(text, 255)
-
-
-def _hints(function: Any) -> dict[str, Any]:
-    """Return the types of those arguments whose annotations are types, here and now."""
-    function = inspect.unwrap(function)
-    scope = getattr(function, "__globals__", {})
-    # A function within another one does not see what that one imported.
-    local = {} if "Job" in scope else {"Job": Job}
-    hints: dict[str, Any] = {}
-    for name, annotation in getattr(function, "__annotations__", {}).items():
-        # It may be a remark, or a name that only a type checker sees: then it
-        # raises whatever it likes, and says nothing about the others.
-        with contextlib.suppress(Exception):
-            one = types.SimpleNamespace(__annotations__={name: annotation})
-            hints |= typing.get_type_hints(one, scope, local, include_extras=True)
-    return hints
-
-
-def _traceback(error: BaseException) -> str:
-    steps = list(traceback.extract_tb(error.__traceback__))
-    # The first ones are ours: how the command was called.
-    ours = [number for number, step in enumerate(steps) if step.filename == __file__]
-    steps = steps[ours[-1] + 1 :] if ours else steps
-    lines = [*traceback.format_list(steps), *traceback.format_exception_only(error)]
-    return _cut("".join(lines), 16000, keep_end=True)
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as failure:  # its own text is a program, too
-        return f"<its text cannot be had: {type(failure).__qualname__}>"
-
-
-def _cut(text: str, n_bytes: int, keep_end: bool = False) -> str:
-    """Return as much of `text` as a message has room for, and nothing that it cannot carry."""
-    raw = text.encode(errors="backslashreplace")
-    return (raw[-n_bytes:] if keep_end else raw[:n_bytes]).decode(errors="ignore")

@@ -1,0 +1,110 @@
+"""A function as others call it: its signature as text, its arguments checked."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pyhub.hub.client.failures import cut
+from pyhub.hub.client.job import Job
+from pyhub.hub.protocol import CommandInfo, ParameterInfo
+
+__all__ = ["BadArguments", "Command"]
+
+
+class BadArguments(Exception):
+    """The arguments do not fit the command."""
+
+
+class Command:
+    """A function as it is called for others: looked at once, called often."""
+
+    def __init__(self, name: str, function: Callable[..., Any], idempotent: bool) -> None:
+        self.function = function
+        self._signature = inspect.signature(function)
+        hints = _hints(function)
+        self._jobs = [each for each in self._signature.parameters if hints.get(each) is Job]
+        self._hints = {each: hint for each, hint in hints.items() if hint is not Job}
+        self.info = CommandInfo(
+            name,
+            cut(inspect.getdoc(function) or "", 1000),
+            [self._parameter(each) for each in self._signature.parameters.values()
+             if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+             and each.name not in self._jobs],
+            _type_text(self._signature.return_annotation),
+            idempotent,
+        )  # fmt: skip
+
+    def __call__(self, arguments: Any, job: Job) -> Any:
+        """Call it, with arguments that its annotations allow."""
+        if not isinstance(arguments, dict):
+            raise BadArguments(f"arguments go by name, in a map; not {arguments!r:.80}")
+        for name in self._jobs:
+            arguments[name] = job
+        try:
+            bound = self._signature.bind(**arguments)
+        except TypeError as error:
+            raise BadArguments(f"{error}; it takes {self._signature}") from None
+        for name, value in bound.arguments.items():
+            hint = self._hints.get(name)
+            if hint is None or type(value) is hint:
+                continue
+            if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                converted: Any = {key: self._taken(key, each, hint) for key, each in value.items()}
+            else:
+                converted = self._taken(name, value, hint)
+            bound.arguments[name] = converted
+        return self.function(*bound.args, **bound.kwargs)
+
+    def _taken(self, name: str, value: Any, hint: Any) -> Any:
+        try:
+            return _converted(value, hint)
+        except msgspec.ValidationError as error:
+            raise BadArguments(f"{name}: {error}; it takes {self._signature}") from None
+
+    def _parameter(self, parameter: inspect.Parameter) -> ParameterInfo:
+        default = None if parameter.default is parameter.empty else repr(parameter.default)[:255]
+        return ParameterInfo(parameter.name, _type_text(parameter.annotation), default)
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    try:
+        if isinstance(hint, type) and isinstance(value, hint):
+            return value
+        return msgspec.convert(value, hint)
+    except TypeError:
+        return value  # a type that msgspec has no idea of: the command's own matter
+    except msgspec.ValidationError:
+        if isinstance(value, np.generic):  # an element of an array, given as a number
+            return msgspec.convert(value.item(), hint)
+        raise
+
+
+def _type_text(annotation: Any) -> str:
+    if annotation is inspect.Parameter.empty:
+        return ""
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return cut(text, 255)
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    """Return the types of those arguments whose annotations are types, here and now."""
+    function = inspect.unwrap(function)
+    scope = getattr(function, "__globals__", {})
+    # A function within another one does not see what that one imported.
+    local = {} if "Job" in scope else {"Job": Job}
+    hints: dict[str, Any] = {}
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        # It may be a remark, or a name that only a type checker sees: then it
+        # raises whatever it likes, and says nothing about the others.
+        with contextlib.suppress(Exception):
+            one = types.SimpleNamespace(__annotations__={name: annotation})
+            hints |= typing.get_type_hints(one, scope, local, include_extras=True)
+    return hints

@@ -1,0 +1,54 @@
+"""A call as the command that serves it sees it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from pyhub.errors import CallCancelled
+from pyhub.hub import protocol
+from pyhub.hub.client.connection import Connection
+from pyhub.hub.client.session import Ask
+from pyhub.hub.client.values import pack
+
+__all__ = ["Job"]
+
+
+class Job:
+    """The call that a command serves; given to commands with a parameter of this type.
+
+    Attributes
+    ----------
+    caller
+        Which program called.
+    """
+
+    def __init__(self, call: bytes, caller: str, connection: Connection) -> None:
+        self.caller = caller
+        self._call = call
+        self._connection = connection
+        self._cancelled = threading.Event()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for the result any more: a good moment to end."""
+        return self._cancelled.is_set()
+
+    def check(self) -> None:
+        """Raise `CallCancelled` if nobody waits any more."""
+        if self.is_cancelled:
+            raise CallCancelled("nobody waits for this call any more.")
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep for so long, or until the call is cancelled; whether it was."""
+        return self._cancelled.wait(timeout_s)
+
+    def report(self, value: Any) -> None:
+        """Tell the caller how far it is; any value that a flex zone may hold. Never waits."""
+        packed = pack("the progress of a call", value)
+        if self._connection.is_known:  # else nobody hears it, and it is not kept for later
+            self._connection.put(Ask(protocol.Progress(self._call, packed), is_one_way=True))
+
+    def cancel(self) -> None:
+        """Let it know that nobody waits any more; for its service."""
+        self._cancelled.set()
