@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from types import MethodType, TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from pyhub.datablock import DataBlockConsumer, DataBlockProducer, Policy, Wait
 from pyhub.errors import (
@@ -29,9 +27,11 @@ from pyhub.hub.client.connection import Connection
 from pyhub.hub.client.events import LogHandler, publication
 from pyhub.hub.client.holdings import Holdings
 from pyhub.hub.client.notifications import NotificationListener, NotificationPublisher
+from pyhub.hub.client.patience import deadline_after, left_until
 from pyhub.hub.client.service import Service
 from pyhub.hub.client.state import State
 from pyhub.hub.client.watching import EventFeed
+from pyhub.hub.on_any_hub import OnAnyHub, OnAnyHubProperty
 from pyhub.hub.protocol import ChannelInfo, ServiceInfo, Severity
 from pyhub.hub.runtime import BrokerConfig
 from pyhub.names import check_name
@@ -40,42 +40,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["MessageHub"]
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class _OnAnyHub(Generic[P, R]):
-    """A method that, called on the class, acts on the hub of `initialize`.
-
-    The seed's MessageHub is a static class; a Python program rather holds an
-    object. One definition serves both.
-    """
-
-    def __init__(self, method: Callable[Concatenate[Any, P], R]) -> None:
-        self._method = method
-        self.__doc__ = method.__doc__
-
-    def __get__(self, hub: MessageHub | None, kind: type[MessageHub]) -> Callable[P, R]:
-        if hub is not None:
-            return MethodType(self._method, hub)
-
-        @functools.wraps(self._method)
-        def bound(*args: P.args, **kwargs: P.kwargs) -> R:
-            return self._method(kind.instance(), *args, **kwargs)
-
-        return bound
-
-
-class _OnAnyProperty(Generic[R]):
-    """The same for what is read."""
-
-    def __init__(self, method: Callable[[Any], R]) -> None:
-        self._method = method
-        self.__doc__ = method.__doc__
-
-    def __get__(self, hub: MessageHub | None, kind: type[MessageHub]) -> R:
-        return self._method(kind.instance() if hub is None else hub)
 
 
 class MessageHub:
@@ -114,6 +78,7 @@ class MessageHub:
             holdings.take,
             holdings.take_gap,
             holdings.report,
+            holdings.end,
         )
         holdings.serve(self._connection)
         self._state = State(self._connection, holdings.watching)
@@ -152,7 +117,7 @@ class MessageHub:
         if MessageHub._default is self:
             MessageHub._default = None
 
-    @_OnAnyHub
+    @OnAnyHub
     def shutdown(self: MessageHub) -> None:
         """Do what `close` does; on the class, for the hub of `initialize`."""
         self.close()
@@ -175,7 +140,7 @@ class MessageHub:
 
     # --- Channels ---
 
-    @_OnAnyHub
+    @OnAnyHub
     def create_datablock_producer(
         self: MessageHub,
         name: str,
@@ -209,7 +174,7 @@ class MessageHub:
         )
         return self._adopt_producer(producer)
 
-    @_OnAnyHub
+    @OnAnyHub
     def find_datablock_consumer(
         self: MessageHub,
         name: str,
@@ -259,7 +224,7 @@ class MessageHub:
             raise
         return consumer
 
-    @_OnAnyHub
+    @OnAnyHub
     def channels(self: MessageHub) -> list[ChannelInfo]:
         """Return the channels that the broker knows, by name, with their metrics."""
         channels: list[ChannelInfo] = []
@@ -271,7 +236,7 @@ class MessageHub:
             is_last = page.is_last
         return channels
 
-    @_OnAnyHub
+    @OnAnyHub
     def wait_for(self: MessageHub, name: str, timeout_s: float | None = None) -> ChannelInfo:
         """Wait until the channel `name` is there, of whatever host, and return what it is.
 
@@ -280,14 +245,14 @@ class MessageHub:
         WaitTimeout
             It is not; the message says what the broker knows of it.
         """
-        deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_after(timeout_s)
         with self.events(f"hub/channel/{check_name(name)}") as changes:
             while True:
                 found = self._connection.ask(protocol.LookUp(name), protocol.Found)
                 if found.status == "ready" and found.channel is not None:
                     return found.channel
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
+                left_s = left_until(deadline)
+                if not left_s:
                     raise WaitTimeout(
                         f"channel {name!r} is not there after {timeout_s:g} s ({found.status}: "
                         f"{found.reason}).\n  {self._known_channels()}"
@@ -296,27 +261,27 @@ class MessageHub:
                     # What it waits for may also end by itself: a silence, a broker's start.
                     changes.get(min(left_s, 0.5))
 
-    @_OnAnyHub
+    @OnAnyHub
     def n_readers(self: MessageHub, name: str) -> int:
         """Return how many consumers with a hub read the channel `name` now."""
         found = self._connection.ask(protocol.LookUp(check_name(name)), protocol.Found)
         return 0 if found.channel is None else found.channel.n_readers
 
-    @_OnAnyHub
+    @OnAnyHub
     def wait_for_readers(
         self: MessageHub, name: str, n_readers: int, timeout_s: float | None = None
     ) -> bool:
         """Wait until `n_readers` consumers read `name`; False at the deadline."""
-        deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_after(timeout_s)
         while self.n_readers(name) < n_readers:
-            if time.monotonic() >= deadline:
+            if not left_until(deadline):
                 return False
             time.sleep(0.02)  # until a reader tells the broker
         return True
 
     # --- Services and commands ---
 
-    @_OnAnyHub
+    @OnAnyHub
     def service(self: MessageHub, name: str, *, threads: int = 1) -> Service:
         """Return this program's service `name`: functions given to it, others may call.
 
@@ -331,7 +296,7 @@ class MessageHub:
         self._connection.check()
         return self._holdings.services.service(name, threads)
 
-    @_OnAnyHub
+    @OnAnyHub
     def services(self: MessageHub) -> list[ServiceInfo]:
         """Return the services that are offered, by name, with their commands and load."""
         services: list[ServiceInfo] = []
@@ -343,7 +308,7 @@ class MessageHub:
             is_last = page.is_last
         return services
 
-    @_OnAnyHub
+    @OnAnyHub
     def wait_for_service(
         self: MessageHub, name: str, timeout_s: float | None = None
     ) -> ServiceInfo:
@@ -354,14 +319,14 @@ class MessageHub:
         ServiceNotFound
             Nobody does, in that time; the message names those that are offered.
         """
-        deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_after(timeout_s)
         with self.events(f"hub/service/{check_name(name)}") as changes:
             while True:
                 services = {service.name: service for service in self.services()}
                 if name in services:
                     return services[name]
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
+                left_s = left_until(deadline)
+                if not left_s:
                     raise ServiceNotFound(
                         f"nobody offers service {name!r} after {timeout_s:g} s.\n"
                         f"  There are: {', '.join(services) or 'none'}."
@@ -369,7 +334,7 @@ class MessageHub:
                 with contextlib.suppress(WaitTimeout):
                     changes.get(min(left_s, 1.0))
 
-    @_OnAnyHub
+    @OnAnyHub
     def start_call(
         self: MessageHub,
         service: str,
@@ -393,7 +358,7 @@ class MessageHub:
             check_name(service), check_name(command), arguments, timeout_s
         )
 
-    @_OnAnyHub
+    @OnAnyHub
     def call(
         self: MessageHub,
         service: str,
@@ -423,7 +388,7 @@ class MessageHub:
             check_name(service), check_name(command), arguments, timeout_s
         ).result()
 
-    @_OnAnyHub
+    @OnAnyHub
     async def acall(
         self: MessageHub,
         service: str,
@@ -440,13 +405,13 @@ class MessageHub:
 
     # --- State and events ---
 
-    @_OnAnyProperty
+    @OnAnyHubProperty
     def state(self: MessageHub) -> State:
         """The state that all programs share: ``hub.state["cam1/exposure_s"] = 0.1``."""
         self._connection.check()
         return self._state
 
-    @_OnAnyHub
+    @OnAnyHub
     def publish(
         self: MessageHub,
         topic: str,
@@ -472,7 +437,7 @@ class MessageHub:
         """
         self._connection.ask(publication(topic, value, severity, keep), protocol.Done)
 
-    @_OnAnyHub
+    @OnAnyHub
     def events(self: MessageHub, pattern: str = "*") -> EventFeed:
         """Return a feed of the events whose topics match, from now on; first, of kept ones.
 
@@ -481,7 +446,7 @@ class MessageHub:
         """
         return self._holdings.watching.events(pattern)
 
-    @_OnAnyHub
+    @OnAnyHub
     def alarm(
         self: MessageHub,
         name: str,
@@ -496,14 +461,14 @@ class MessageHub:
         else:
             self.publish(topic, {"text": text}, severity=severity, keep=True)
 
-    @_OnAnyHub
+    @OnAnyHub
     def log_handler(self: MessageHub, level: int | str = logging.INFO) -> LogHandler:
         """Return a handler that publishes a program's log: ``logging.getLogger().addHandler``."""
         return LogHandler(self._connection, level)
 
     # --- The broker ---
 
-    @_OnAnyHub
+    @OnAnyHub
     def programs(self: MessageHub) -> tuple[list[protocol.ProgramInfo], dict[str, int]]:
         """Return who is connected, and what the broker counted; for administrators."""
         programs: list[protocol.ProgramInfo] = []
@@ -514,7 +479,7 @@ class MessageHub:
             if page.is_last:
                 return programs, page.counters
 
-    @_OnAnyHub
+    @OnAnyHub
     def stop_broker(self: MessageHub) -> None:
         """Have the broker end; for administrators. Programs that are left start another one."""
         self._connection.ask(protocol.Shutdown(), protocol.Done)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
 import sys
 import time
@@ -240,6 +241,11 @@ class RuntimeDirectory:
 
 
 def _distant(config: BrokerConfig, endpoint: str) -> BrokerFile:
+    if not re.fullmatch(r"tcp://.+:\d+|ipc://.+", endpoint):
+        raise BrokerUnreachable(
+            f"{endpoint!r} is no address of a broker.\n"
+            "  Write it as tcp://HOST:PORT, in endpoint= or PYHUB_BROKER."
+        )
     server_key = config.server_key or os.environ.get("PYHUB_BROKER_KEY", "")
     if not is_public_key(server_key):
         raise AccessDenied(

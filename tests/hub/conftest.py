@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -71,6 +72,16 @@ def wait_until_gone(runtime: Path) -> None:
     if runtime.exists():
         with RuntimeDirectory(runtime).lock("broker.lock", 30.0) as is_free:
             assert is_free, "a broker was left running"
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Stop a process for a while, as SIGSTOP does."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture

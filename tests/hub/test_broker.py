@@ -25,7 +25,7 @@ from pyhub.hub.protocol import MAX_MESSAGE_BYTES, ReplyBody, RequestBody
 from pyhub.hub.runtime import BrokerFile, RuntimeDirectory
 from pyhub.names import lease_path
 from tests.conftest import eventually
-from tests.hub.conftest import FOREGROUND, Spawn, go_on, line, wait_until_gone
+from tests.hub.conftest import FOREGROUND, Spawn, go_on, line, stopped, wait_until_gone
 
 Line = zmq.Socket[bytes]
 
@@ -118,15 +118,6 @@ def hello(version: int = protocol.PROTOCOL) -> protocol.Hello:
     return protocol.Hello(
         version, socket.gethostname(), os.getpid(), process_lease(leases), str(leases)
     )
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 # --- One broker ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pyhub import BrokerConfig, ChannelClosed, Job, MessageHub, WaitTimeout
+from pyhub import BrokerConfig, BrokerUnreachable, ChannelClosed, Job, MessageHub, WaitTimeout
 from pyhub.errors import (
     CallCancelled,
     CapacityError,
@@ -27,9 +28,10 @@ from pyhub.errors import (
     ServiceNotFound,
 )
 from pyhub.hub import protocol
+from pyhub.hub.client.patience import left_until
 from pyhub.hub.runtime import RuntimeDirectory
 from tests.conftest import eventually
-from tests.hub.conftest import Spawn, line
+from tests.hub.conftest import Spawn, line, stopped
 
 WATCHDOG_S = 30
 
@@ -340,7 +342,7 @@ def test_who_looks_late_has_the_result(hub: MessageHub, workers: Workers, is_awa
     workers.start()
     call = hub.start_call(workers.name, "work", x=3, timeout_s=1.0)
     assert eventually(lambda: call.is_done, WATCHDOG_S)
-    assert eventually(lambda: call._left_s() == 0.0, WATCHDOG_S)
+    assert eventually(lambda: not left_until(call._deadline), WATCHDOG_S)
     assert (asyncio.run(_awaited(call)) if is_awaited else call.result())[0] == 3
 
 
@@ -546,3 +548,118 @@ def test_a_service_that_went_while_its_result_was_due_is_told(
     with pytest.raises((ServiceDied, CommandFailed)):
         call.result()
     may_end.set()
+
+
+# --- Found by review ---
+
+
+def test_a_call_that_was_given_up_before_there_was_a_broker_never_begins(
+    config: BrokerConfig, runtime: Path
+) -> None:
+    patient = BrokerConfig(runtime_dir=runtime, linger_s=config.linger_s)
+    with MessageHub(patient) as hub, MessageHub(patient) as here:
+        stage = here.service("stage")
+        moved: list[int] = []
+
+        @stage
+        def move(x: int) -> None:
+            moved.append(x)
+
+        broker = RuntimeDirectory(runtime).read_broker()
+        assert broker is not None
+        with stopped(broker.pid):
+            with pytest.raises(WaitTimeout):
+                hub.call("stage", "move", x=1, timeout_s=0.2)
+            os.kill(broker.pid, signal.SIGKILL)
+        hub.call("stage", "move", x=2)
+        assert moved == [2]
+
+
+def test_a_flood_of_reports_does_not_swallow_the_result(hub: MessageHub, here: MessageHub) -> None:
+    service = here.service("flood")
+    left_out: list[int] = []
+
+    @service
+    def flood(job: Job, n: int) -> int:
+        for number in range(n):
+            job.report(number)
+        left_out.append(job.n_unreported)
+        return n
+
+    call = hub.start_call("flood", "flood", n=20_000, timeout_s=60)
+    assert call.result() == 20_000
+    told = list(call.progress)
+    assert told == sorted(set(told))
+    # Each one came, was left out there, or found no room on the way, counted by the broker.
+    programs, _ = hub.programs()
+    n_dropped = sum(program.n_dropped for program in programs)
+    assert len(told) + left_out[0] + call.progress.n_lost + n_dropped >= 20_000
+    assert hub.call("flood", "flood", n=1) == 1, "the service goes on"
+    service.close()
+
+
+def test_a_call_ends_at_its_time_also_if_nobody_waits_for_its_result(
+    hub: MessageHub, workers: Workers
+) -> None:
+    workers.start()
+    call = hub.start_call(workers.name, "until_cancelled", timeout_s=0.3)
+    assert list(call.progress) == []
+    assert call.is_done
+    with pytest.raises(WaitTimeout, match="was not done within 0.3 s"):
+        call.result()
+    assert workers.has_noted("cancelled")
+
+
+def test_a_call_under_way_when_the_broker_ends_does_not_make_its_program_connect_anew(
+    config: BrokerConfig, runtime: Path
+) -> None:
+    with MessageHub(config) as hub, MessageHub(config) as here:
+        release = threading.Event()
+
+        @here.service("slow")
+        def wait() -> str:
+            release.wait(WATCHDOG_S)
+            return "done"
+
+        calls = [hub.start_call("slow", "wait", timeout_s=WATCHDOG_S) for _ in range(3)]
+        with hub.events("nothing") as feed:
+            broker = RuntimeDirectory(runtime).read_broker()
+            assert broker is not None
+            os.kill(broker.pid, signal.SIGKILL)
+            assert eventually(lambda: feed.n_breaks == 1, WATCHDOG_S)
+            assert not eventually(lambda: feed.n_breaks > 1, 4.0), "its line was made anew"
+            release.set()
+            assert [call.result() for call in calls] == ["done"] * 3
+
+
+def test_what_is_given_to_a_service_that_closes_is_done_or_told(
+    hub: MessageHub, here: MessageHub, name: str
+) -> None:
+    for number in range(20):
+        service = here.service(f"{name}{number}")
+
+        @service
+        def quick() -> str:
+            return "done"
+
+        calls = [hub.start_call(service.name, "quick", timeout_s=WATCHDOG_S) for _ in range(20)]
+        service.close()
+        for call in calls:
+            with contextlib.suppress(ServiceDied, ServiceNotFound):
+                assert call.result() == "done"
+
+
+def test_when_the_hubs_own_thread_dies_all_who_wait_are_told_why(shared: BrokerConfig) -> None:
+    hub = MessageHub(shared)
+    feed = hub.events("*")
+
+    def out_of_order(now: float) -> list[bytes]:
+        raise RuntimeError("on purpose")
+
+    hub._connection._session.outgoing = out_of_order  # type: ignore[method-assign]
+    with pytest.raises(BrokerUnreachable, match="out of order: RuntimeError"):
+        for _ in range(1000):
+            feed.get(WATCHDOG_S)
+    with pytest.raises(BrokerUnreachable, match="out of order: RuntimeError"):
+        hub.channels()
+    hub.close()

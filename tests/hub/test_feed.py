@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import zmq
 
@@ -300,3 +301,21 @@ def test_a_feed_is_closed_from_any_thread_while_others_put() -> None:
         feed.close()
         producer.join()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("timeout_s", [float("nan"), -1, -float("inf")])
+def test_what_is_no_time_to_wait_is_refused(timeout_s: float) -> None:
+    feed: Feed[int] = Feed("numbers")
+    with pytest.raises(ValueError, match="is no time to wait"):
+        feed.get(timeout_s)
+    with pytest.raises(ValueError, match="is no time to wait"):
+        asyncio.run(feed.aget(timeout_s))
+
+
+@pytest.mark.parametrize("timeout_s", [None, float("inf"), 10**400, 1e300, np.float32(2), 5])
+def test_any_other_time_may_be_waited(timeout_s: float | None) -> None:
+    feed = feed_of(1, 2)
+    assert feed.get(timeout_s) == 1
+    assert asyncio.run(feed.aget(timeout_s)) == 2
+    threading.Timer(0.02, feed.put, [3]).start()
+    assert feed.get(timeout_s) == 3

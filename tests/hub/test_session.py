@@ -128,7 +128,7 @@ def test_without_a_line_nothing_is_sent() -> None:
 def test_the_greeting_comes_first_and_alone(broker: Broker) -> None:
     program = Program()
     program.ask(protocol.ListChannels())
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     (greeting,) = program.sent()
     assert isinstance(greeting.body, protocol.Hello)
     assert program.sent() == [], "it waits for the answer"
@@ -142,7 +142,7 @@ def test_the_introduction_comes_before_what_was_asked(broker: Broker) -> None:
     program = Program(protocol.ReaderAttached(1, "cam1", "id"), protocol.ReaderDetached(1))
     program.ask(protocol.ListChannels())
     program.session.ask(Ask(protocol.ReaderAttached(1, "cam1", "id"), None, is_news=True))
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     broker.answer(program)
     assert kinds(broker.heard) == ["Hello", "ReaderAttached", "ReaderDetached", "ListChannels"], (
         "news that the introduction has is not said twice"
@@ -154,7 +154,7 @@ def test_what_is_asked_is_asked_in_that_order_and_no_more_than_a_window_of_it(
     broker: Broker,
 ) -> None:
     program = Program()
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     broker.answer(program)
     for number in range(250):
         program.ask(protocol.LookUp(f"cam{number}"))
@@ -183,7 +183,7 @@ def test_a_message_may_be_made_for_the_epoch_that_it_is_sent_to(
 
     program.ask(make)
     for _ in range(2):
-        program.session.has_line(0.0)
+        program.session.begin_line(0.0)
         (greeting,) = program.sent()
         program.hear(greeting.id, brokers().reply(greeting.body))
         program.sent()
@@ -198,7 +198,7 @@ def test_what_was_not_answered_is_asked_again_on_a_new_line_in_its_order(
     brokers: Callable[[], Broker],
 ) -> None:
     program = Program()
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     brokers().answer(program)
     for name in ("a", "b", "c"):
         program.ask(protocol.LookUp(name))
@@ -207,7 +207,7 @@ def test_what_was_not_answered_is_asked_again_on_a_new_line_in_its_order(
     program.session.lost_line()
     program.ask(protocol.LookUp("d"))
     assert program.sent() == []
-    program.session.has_line(1.0)
+    program.session.begin_line(1.0)
     broker = brokers()
     broker.answer(program, 1.0)
     assert broker.heard[1:] == [protocol.LookUp(name) for name in ("b", "c", "d")]
@@ -216,12 +216,12 @@ def test_what_was_not_answered_is_asked_again_on_a_new_line_in_its_order(
 
 def test_a_late_answer_to_what_was_asked_again_counts_once(broker: Broker) -> None:
     program = Program()
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     broker.answer(program)
     program.ask(protocol.LookUp("cam1"))
     (asked,) = program.sent()
     program.session.lost_line()
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     program.hear(asked.id, protocol.Done())
     assert program.replies == []
     broker.answer(program)
@@ -230,7 +230,7 @@ def test_a_late_answer_to_what_was_asked_again_counts_once(broker: Broker) -> No
 
 def test_a_broker_that_forgot_us_is_greeted_and_asked_again(broker: Broker) -> None:
     program = Program(protocol.ReaderAttached(1, "cam1", "id"))
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     broker.answer(program)
     broker.reply(protocol.Goodbye())  # as if it had fallen silent
     broker.heard.clear()
@@ -248,7 +248,7 @@ def test_a_ping_that_another_broker_answers_is_followed_by_a_greeting(
     brokers: Callable[[], Broker],
 ) -> None:
     program = Program()
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     brokers().answer(program)
     (ping,) = program.sent(1.0)
     assert isinstance(ping.body, protocol.Ping)
@@ -258,14 +258,14 @@ def test_a_ping_that_another_broker_answers_is_followed_by_a_greeting(
 
 def test_who_owes_an_answer_is_overdue_and_who_owes_none_is_not(broker: Broker) -> None:
     program = Program()
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     program.sent(0.0)
     assert not program.session.is_overdue(PATIENCE_S)
     assert program.session.is_overdue(PATIENCE_S + 0.01), "of the greeting, too"
     broker.answer(program, 0.0)
     program.session.lost_line()
     assert not program.session.is_overdue(100.0)
-    program.session.has_line(100.0)
+    program.session.begin_line(100.0)
     broker.answer(program, 100.0)
     assert not program.session.is_overdue(100.9), "all was answered"
     program.ask(protocol.ListChannels())
@@ -279,7 +279,7 @@ def test_who_owes_an_answer_is_overdue_and_who_owes_none_is_not(broker: Broker) 
 
 def test_a_broker_of_the_version_before_is_greeted_again_in_its_own(broker: Broker) -> None:
     program = Program()
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     (greeting,) = program.sent()
     program.hear(greeting.id, Refused("protocol", "this broker speaks protocol 1"))
     assert program.refusals == []
@@ -294,7 +294,7 @@ def test_a_broker_of_the_version_before_is_greeted_again_in_its_own(broker: Brok
 def test_who_is_turned_away_knocks_again_but_not_at_once(code: str, n_greetings: int) -> None:
     program = Program()
     program.ask(protocol.ListChannels())
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     n_sent = 0
     for _ in range(10):
         for request in program.sent(0.0):
@@ -309,7 +309,7 @@ def test_who_is_turned_away_knocks_again_but_not_at_once(code: str, n_greetings:
 
 def test_a_greeting_that_is_answered_with_nonsense_is_not_repeated_at_once() -> None:
     program = Program()
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     (greeting,) = program.sent(0.0)
     with pytest.raises(ValueError, match="a hello was answered by Done"):
         program.hear(greeting.id, protocol.Done(), 0.0)
@@ -322,7 +322,7 @@ def test_a_greeting_that_is_answered_with_nonsense_is_not_repeated_at_once() -> 
 
 def test_a_broker_is_pinged_once_a_heartbeat(broker: Broker) -> None:
     program = Program()
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     broker.answer(program)
     assert program.session.due() == 1.0
     for tenth in range(31):
@@ -332,7 +332,7 @@ def test_a_broker_is_pinged_once_a_heartbeat(broker: Broker) -> None:
 
 def watching(program: Program, broker: Broker) -> None:
     program.introduction = [Ask(protocol.Watch(1, "events", "beam"), None, is_news=True)]
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     broker.answer(program)
 
 
@@ -359,7 +359,7 @@ def test_after_a_new_greeting_the_count_of_pushes_begins_anew(broker: Broker) ->
     watching(program, broker)
     broker.happens()
     program.session.lost_line()
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     broker.answer(program)
     broker.answer(program, 1.0)
     assert program.gaps == [], "all that is there was told again instead"
@@ -379,7 +379,7 @@ def test_a_refusal_that_nobody_waits_for_is_logged(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     program = Program()
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     program.session.ask(Ask(protocol.Publish(b"1", "hub/mine", b"\x01", "info", 0)))
     with caplog.at_level(logging.WARNING, "pyhub.hub"):
         broker.answer(program)
@@ -389,7 +389,7 @@ def test_a_refusal_that_nobody_waits_for_is_logged(
 @pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x00" * 100])
 def test_what_is_no_message_is_an_error_and_changes_nothing(broker: Broker, frame: bytes) -> None:
     program = Program()
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     with pytest.raises(ValueError):
         program.session.receive(frame, 0.0)
     broker.answer(program)
@@ -412,7 +412,7 @@ def test_what_no_broker_could_read_is_refused_here_and_not_sent_for_ever(
     broker: Broker, body: RequestBody, why: str
 ) -> None:
     program = Program()
-    program.session.has_line(0.0)
+    program.session.begin_line(0.0)
     broker.answer(program)
     program.ask(body)
     program.ask(protocol.LookUp("cam1"))
@@ -423,3 +423,16 @@ def test_what_no_broker_could_read_is_refused_here_and_not_sent_for_ever(
     assert why in refused.reason
     assert isinstance(found, protocol.Found), "the next one is not held up"
     assert not program.session.is_overdue(100.0)
+
+
+def test_a_program_whose_right_was_taken_away_hears_so_by_its_next_ping(broker: Broker) -> None:
+    program = Program()
+    program.session.begin_line(0.0)
+    broker.answer(program)
+    (ping,) = program.sent(1.0)
+    assert ping.body == protocol.Ping()
+    program.hear(ping.id, Refused("not_allowed", "its key is allowed no more"), 1.0)
+    assert [refused.code for refused in program.refusals] == ["not_allowed"]
+    assert not program.session.is_known
+    assert program.sent(2.0) == [], "not at once"
+    assert [type(request.body) for request in program.sent(7.0)] == [protocol.Hello]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-import time
 from collections.abc import Generator
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -22,6 +20,7 @@ from pyhub.errors import (
 from pyhub.hub import protocol
 from pyhub.hub.client.connection import Connection, refusal
 from pyhub.hub.client.feed import Feed
+from pyhub.hub.client.patience import deadline_after, left_until
 from pyhub.hub.client.session import Ask
 from pyhub.hub.client.values import pack, unpack
 from pyhub.hub.protocol import Accepted, Failure, Refused, ReplyBody
@@ -48,7 +47,7 @@ class PendingCall:
         self._command = command
         self._arguments = arguments
         self._timeout_s = timeout_s
-        self._deadline = time.monotonic() + timeout_s
+        self._deadline = deadline_after(timeout_s)
         self._epoch = ""  # of the broker that it was first sent to
         self._worker = ""
         self._outcome: Future[bytes] = Future()
@@ -90,11 +89,11 @@ class PendingCall:
             It could not even be asked.
         """
         try:
-            return unpack(self._outcome.result(self._left_s()))
+            return unpack(self._outcome.result(left_until(self._deadline)))
         except WaitTimeout:  # is one of those, but the broker's word, not our clock's
             raise
         except FutureTimeout:
-            raise self._give_up() from None
+            raise self.give_up() from None
         except KeyboardInterrupt:
             self.cancel()
             raise
@@ -118,19 +117,21 @@ class PendingCall:
         try:
             # Shielded: others may wait for it, too, and it ends by `cancel` only.
             future = asyncio.shield(asyncio.wrap_future(self._outcome))
-            return unpack(await asyncio.wait_for(future, self._left_s()))
+            return unpack(await asyncio.wait_for(future, left_until(self._deadline)))
         except WaitTimeout:
             raise
         except TimeoutError:
-            raise self._give_up() from None
+            raise self.give_up() from None
         except asyncio.CancelledError:
             self.cancel()
             raise
 
-    def _left_s(self) -> float:
-        return max(min(self._deadline - time.monotonic(), threading.TIMEOUT_MAX), 0.0)
-
-    def _give_up(self) -> PyhubError:
+    def give_up(self) -> PyhubError:
+        """End it, as its time is over; the error that says so."""
+        if self._calls.has_no_broker and not self._epoch:
+            error: PyhubError = self._calls.unreachable()
+            self._calls.cancel(self, error)
+            return error
         who = f"its worker {self._worker} has it" if self._worker else "no worker has begun it"
         error = WaitTimeout(
             f"{self} was not done within {self._timeout_s:g} s: {who}, as far as is known.\n"
@@ -149,7 +150,7 @@ class PendingCall:
             self._service,
             self._command,
             self._arguments,
-            min(max(self._deadline - time.monotonic(), 0.0), _MAX_S),
+            min(left_until(self._deadline), _MAX_S),
             "" if self._epoch == epoch else self._epoch,
             self._worker,
         )
@@ -162,10 +163,8 @@ class PendingCall:
             self._worker = reply.worker or self._worker
         elif not isinstance(reply, Refused):
             self.fail(PyhubError(f"the broker answered {type(reply).__name__} to a call"))
-        elif reply.code == "pending" and time.monotonic() < self._deadline:
-            timer = threading.Timer(_AGAIN_S, self._calls.send, [self])
-            timer.daemon = True
-            timer.start()
+        elif reply.code == "pending" and left_until(self._deadline):
+            self._calls.send_again(self)
         else:
             self.fail(refusal(reply))
 
@@ -214,8 +213,19 @@ class Calls:
 
     def send(self, call: PendingCall) -> None:
         """Ask the broker."""
-        if call._id in self._pending and self.connection is not None:
-            self.connection.put(Ask(call.request, call.accepted))
+        assert self.connection is not None
+        self.connection.put(_ask(call))
+
+    def send_again(self, call: PendingCall) -> None:
+        """Ask the broker once more, in a moment."""
+        assert self.connection is not None
+        self.connection.put_later(_ask(call), _AGAIN_S)
+
+    def expire(self) -> None:
+        """Give up those whose time is over, whether or not somebody waits for them."""
+        for call in list(self._pending.values()):
+            if not call.is_done and not left_until(call._deadline):
+                call.give_up()
 
     def cancel(self, call: PendingCall, error: PyhubError) -> None:
         """Tell the broker that nobody waits; the caller's own end of it ends at once."""
@@ -223,13 +233,23 @@ class Calls:
             self.connection.tell(protocol.Cancel(call._id), is_news=False)
             call.fail(error)
 
+    @property
+    def has_no_broker(self) -> bool:
+        """Whether there is nobody to ask now."""
+        return self.connection is not None and not self.connection.is_known
+
+    def unreachable(self) -> PyhubError:
+        """Return the error that says so."""
+        assert self.connection is not None
+        return self.connection.unreachable()
+
     def forget(self, call: bytes) -> None:
         """Hear that a call ended."""
         self._pending.pop(call, None)
 
     def introduction(self) -> list[Ask]:
         """Return what a broker has to be told of them."""
-        return [Ask(call.request, call.accepted) for call in list(self._pending.values())]
+        return [_ask(call) for call in list(self._pending.values())]
 
     def take(self, body: protocol.Finished | protocol.Progressed) -> None:
         """Take what the broker pushed."""
@@ -244,8 +264,17 @@ class Calls:
     def close(self, error: BaseException) -> None:
         """Fail those that are under way, and all that begin from now on."""
         self._error = error
+        self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Fail those that are under way."""
         for call in list(self._pending.values()):
             call.fail(error)
+
+
+def _ask(call: PendingCall) -> Ask:
+    # An introduction says it, too; and once it was given up, it is not to begin.
+    return Ask(call.request, call.accepted, is_news=True, is_wanted=lambda: not call.is_done)
 
 
 def _error(call: PendingCall, failure: Failure) -> PyhubError:

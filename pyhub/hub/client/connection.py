@@ -29,7 +29,7 @@ from pyhub.errors import (
     ServiceNotFound,
 )
 from pyhub.hub import protocol
-from pyhub.hub.client.session import Ask, OnReply, Session
+from pyhub.hub.client.session import Ask, OnReply, Session, Unreadable
 from pyhub.hub.protocol import PushBody, Refused, ReplyBody, RequestBody
 from pyhub.hub.runtime import BrokerConfig, BrokerFile, RuntimeDirectory
 from pyhub.names import lease_path
@@ -50,6 +50,8 @@ _SEARCH_S = 3.0
 # it did not: the handshake takes three round trips, and a slow network's are long.
 _FIRST_ANSWER_S = 1.0
 _LONGEST_FIRST_ANSWER_S = 8.0
+# More than that waits to be sent only if the broker does not read.
+_CROWD = 500
 _MAIN = threading.main_thread().ident
 
 
@@ -71,6 +73,9 @@ class Connection:
         were lost.
     on_beat
         Asked, in that thread, once a heartbeat for what there is to report.
+    on_end
+        Told, in that thread, why there is nothing to come any more: this
+        program's right was taken away, or the line is out of order.
 
     Raises
     ------
@@ -85,12 +90,15 @@ class Connection:
         on_push: Callable[[PushBody], None],
         on_gap: Callable[[int], None],
         on_beat: Callable[[], Iterable[Ask]],
+        on_end: Callable[[PyhubError], None],
     ) -> None:
         self._config = config
         self._runtime = RuntimeDirectory(config.runtime_dir)
         self._leases = str(lease_path())
         self._lease = process_lease(self._leases)  # by which its host sees this program die
         self._on_beat = on_beat
+        self._on_end = on_end
+        self._error: PyhubError | None = None  # why the line is out of order
         self._pid = os.getpid()
         # Kept over reconnections: to the broker it is the same program.
         self._identity = os.urandom(8)
@@ -103,6 +111,7 @@ class Connection:
         # Appending, and writing to the descriptor: of all ways to wake a thread,
         # one that a finalizer and a signal handler may use too.
         self._inbox: deque[Ask] = deque()
+        self._unsent: deque[bytes] = deque()  # for which the socket had no room
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.RLock()  # its number may be another file's once it is closed
         self._waiting: dict[int, Future[Any]] = {}  # askers, to be told of failures
@@ -216,6 +225,15 @@ class Connection:
         if self._pid == os.getpid() and not self._is_closed:
             self._put(Ask(body, None, is_news))
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether much waits to be sent: what can be left out, should be."""
+        return len(self._inbox) + len(self._unsent) > _CROWD
+
+    def put_later(self, ask: Ask, delay_s: float) -> None:
+        """Have something asked after a while; in the connection's thread only."""
+        self._session.ask_later(ask, time.monotonic() + delay_s)
+
     def put(self, ask: Ask) -> None:
         """Have something asked, at once if the line is free; not for finalizers."""
         if self._pid == os.getpid() and not self._is_closed:
@@ -229,6 +247,8 @@ class Connection:
                 "  Make a MessageHub of its own in the child, or start processes with the spawn "
                 "method."
             )
+        if self._error is not None:
+            raise self._error
         if self._is_closed:
             raise _closed()
 
@@ -288,19 +308,21 @@ class Connection:
     # --- The thread ---
 
     def _run(self) -> None:
-        next_beat = 0.0
+        next_beat = next_look = 0.0
         try:
             while not self._is_closed:
                 with self._line:
                     now = time.monotonic()
-                    if (self._session.is_overdue(now) and now >= self._answer_by) or (
-                        self._broker is not None and not self._broker.is_alive()
-                    ):
+                    if self._session.is_overdue(now) and now >= self._answer_by:
                         self._disconnect()
+                    if self._broker is not None and now >= next_look:
+                        next_look = now + _LOOK_S
+                        if not self._broker.is_alive():
+                            self._disconnect()
                 if self._socket is None:
                     self._connect()
                 with self._line:
-                    if self._session.is_known and now >= next_beat:
+                    if now >= next_beat:
                         next_beat = now + self._session.heartbeat_s
                         for ask in self._on_beat():
                             self._session.ask(ask)
@@ -311,8 +333,13 @@ class Connection:
                 self._say_goodbye()
         except BaseException as error:
             _log.exception("the line to the broker is out of order")
+            self._error = BrokerUnreachable(
+                f"the line to the broker is out of order: {error!r}.\n"
+                "  This is a fault of pyhub's; the log has more. Make a new MessageHub."
+            )
             self._is_closed = True
-            self._fail(BrokerUnreachable(f"the line to the broker is out of order: {error!r}"))
+            self._fail(self._error)
+            self._on_end(self._error)
             self._disconnect()
         finally:
             self._fail(_closed())
@@ -341,22 +368,28 @@ class Connection:
                 self._session.ask(self._inbox.popleft())
             if self._socket is None:
                 return
-            for frame in self._session.outgoing(time.monotonic()):
-                try:
-                    self._socket.send(frame, zmq.NOBLOCK)
-                except zmq.Again:  # it does not read: asked again over the next line
-                    break
+            self._send(self._socket)
             # Asking for the events, unlike a recv that fails, makes the
             # descriptor quiet, so that it tells of the next message.
             if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
             self._take(self._socket.recv(zmq.NOBLOCK))
 
+    def _send(self, line: zmq.Socket[bytes]) -> None:
+        if not self._unsent:
+            self._unsent.extend(self._session.outgoing(time.monotonic()))
+        while self._unsent:
+            try:
+                line.send(self._unsent[0], zmq.NOBLOCK)
+            except zmq.Again:  # it does not read: later, if it does again
+                return
+            self._unsent.popleft()
+
     def _take(self, frame: bytes) -> None:
         self._is_mute, self._answer_by, self._first_answer_s = False, 0.0, _FIRST_ANSWER_S
         try:
             self._session.receive(frame, time.monotonic())
-        except ValueError as error:
+        except Unreadable as error:
             self._fail(
                 BrokerRefused(
                     f"the broker's answer cannot be read: {error}.\n"
@@ -396,13 +429,14 @@ class Connection:
             self._poller.register(self._descriptor, select.POLLIN)
             self._is_mute = True
             self._answer_by = time.monotonic() + self._first_answer_s
-            self._session.has_line(time.monotonic())
+            self._session.begin_line(time.monotonic())
 
     def _disconnect(self) -> None:
         if self._socket is not None:
             self._poller.unregister(self._descriptor)
             self._socket.close(0)
             self._socket = self._broker = None
+            self._unsent.clear()
             if self._is_mute:
                 self._first_answer_s = min(2 * self._first_answer_s, _LONGEST_FIRST_ANSWER_S)
             self._session.lost_line()
@@ -430,7 +464,10 @@ class Connection:
         )
 
     def _turned_away(self, refused: Refused) -> None:
-        self._fail(refusal(refused))
+        error = refusal(refused)
+        self._fail(error)
+        if isinstance(error, AccessDenied):
+            self._on_end(error)
 
     def _fail(self, error: BaseException) -> None:
         """Tell all who wait that they wait in vain."""

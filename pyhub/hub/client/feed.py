@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from pyhub.errors import ChannelClosed, WaitTimeout
+from pyhub.hub.client.patience import deadline_after, left_until
 
 __all__ = ["Feed"]
 
@@ -64,14 +64,12 @@ class Feed(Generic[T]):
         ChannelClosed
             The feed, or its hub, was closed.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_after(timeout_s)
         with self._changed:
             while not self._items:
                 self._check()
-                left_s = None if deadline is None else deadline - time.monotonic()
-                if left_s is not None and left_s <= 0:
+                if not self._changed.wait(left_until(deadline)) and not left_until(deadline):
                     raise WaitTimeout(f"{self._what}: nothing came within {timeout_s:g} s.")
-                self._changed.wait(left_s if left_s is None else min(left_s, threading.TIMEOUT_MAX))
             item = self._take()
         return self._converted(item)
 
@@ -80,7 +78,7 @@ class Feed(Generic[T]):
         import asyncio  # whoever calls this has it already
 
         loop = asyncio.get_running_loop()
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_after(timeout_s)
         while True:
             woken = asyncio.Event()
 
@@ -98,10 +96,7 @@ class Feed(Generic[T]):
             if is_there:
                 return self._converted(item)
             try:
-                left_s = None if deadline is None else deadline - time.monotonic()
-                if left_s is not None and left_s <= 0:
-                    raise TimeoutError
-                await asyncio.wait_for(woken.wait(), left_s)
+                await asyncio.wait_for(woken.wait(), left_until(deadline))
             except TimeoutError:
                 raise WaitTimeout(f"{self._what}: nothing came within {timeout_s:g} s.") from None
             finally:

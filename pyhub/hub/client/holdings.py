@@ -67,6 +67,7 @@ class Holdings:
 
     def report(self) -> list[Ask]:
         """Return what the channels counted, for a broker: once a heartbeat."""
+        self.calls.expire()
         metrics = {}
         for segment_id, producer in self.producers.copy().items():
             found = self._metrics(segment_id, producer())
@@ -98,6 +99,11 @@ class Holdings:
         ]  # fmt: skip
         for ask in again:
             connection.put(ask)
+
+    def end(self, error: PyhubError) -> None:
+        """Tell all who wait for the broker that nothing comes any more."""
+        self.calls.fail(error)
+        self.watching.close(error)
 
     def close(self) -> None:
         """End what waits for the broker, and what the broker waits for."""

@@ -21,10 +21,13 @@ class Job:
     ----------
     caller
         Which program called.
+    n_unreported
+        Reports that were left out, as no broker was there, or it did not read.
     """
 
     def __init__(self, call: bytes, caller: str, connection: Connection) -> None:
         self.caller = caller
+        self.n_unreported = 0
         self._call = call
         self._connection = connection
         self._cancelled = threading.Event()
@@ -46,7 +49,9 @@ class Job:
     def report(self, value: Any) -> None:
         """Tell the caller how far it is; any value that a flex zone may hold. Never waits."""
         packed = pack("the progress of a call", value)
-        if self._connection.is_known:  # else nobody hears it, and it is not kept for later
+        if not self._connection.is_known or self._connection.is_crowded:
+            self.n_unreported += 1  # nobody hears it now, and it is not kept for later
+        else:
             self._connection.put(Ask(protocol.Progress(self._call, packed), is_one_way=True))
 
     def cancel(self) -> None:

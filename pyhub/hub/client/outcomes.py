@@ -45,4 +45,6 @@ class Outcomes:
 
 
 def _size(outcome: Outcome) -> int:
-    return 200 + len(outcome.value or b"")
+    failure = outcome.failure
+    n_text = 0 if failure is None else len(failure.message) + len(failure.traceback)
+    return 200 + len(outcome.value or b"") + n_text

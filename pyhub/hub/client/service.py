@@ -87,7 +87,7 @@ class Service:
     @property
     def commands(self) -> list[CommandInfo]:
         """What it offers."""
-        return [command.info for command in self._commands.values()]
+        return [command.info for command in list(self._commands.values())]
 
     @property
     def is_closed(self) -> bool:
@@ -96,12 +96,13 @@ class Service:
 
     def close(self, wait: bool = True) -> None:
         """Take no more calls; those that have begun go on, and are waited for."""
-        if self._is_closed:
-            return
-        self._is_closed = True
+        with self._services.lock:  # what was put before is done, and nothing comes after
+            if self._is_closed:
+                return
+            self._is_closed = True
+            for _ in self._threads:
+                self._jobs.put(None)
         self._services.withdraw(self)
-        for _ in self._threads:
-            self._jobs.put(None)
         if wait:
             for thread in self._threads:
                 if thread is not threading.current_thread():
@@ -132,10 +133,11 @@ class Service:
     def _offer(self, commands: dict[str, Any], idempotent: bool = False) -> None:
         if self._is_closed:
             raise PyhubError(f"service {self.name!r} was closed.\n  Ask the hub for a new one.")
-        before = self._commands.copy()
-        self._commands.update(
-            {name: Command(check_name(name), f, idempotent) for name, f in commands.items()}
-        )
+        before = self._commands
+        # Another dictionary, as the hub's thread may be looking at the former one.
+        self._commands = before | {
+            name: Command(check_name(name), f, idempotent) for name, f in commands.items()
+        }
         while len(self._threads) < self.threads:
             thread = threading.Thread(target=self._work, name=f"pyhub-{self.name}", daemon=True)
             self._threads.append(thread)
@@ -178,7 +180,8 @@ class Services:
         self._services: dict[str, Service] = {}
         self._jobs: dict[bytes, Job] = {}  # under way
         self._outcomes = Outcomes()
-        self._lock = threading.Lock()
+        # Held for moments; by a finalizer too, that runs where it is held already.
+        self.lock = threading.RLock()
         self._pid = os.getpid()
         self.connection: Connection | None = None
 
@@ -219,7 +222,7 @@ class Services:
 
     def held(self) -> list[Ask]:
         """Return what tells the broker which calls are here, under way or done."""
-        with self._lock:
+        with self.lock:
             calls = [*self._outcomes.calls(), *self._jobs]
         return [Ask(protocol.Hold(calls[-_MAX_HELD:]), None, is_news=True)]
 
@@ -231,24 +234,23 @@ class Services:
                 job.cancel()
             return
         assert self.connection is not None
-        with self._lock:
+        with self.lock:
             kept = self._outcomes.get(body.call)
             is_new = kept is None and body.call not in self._jobs
-            job = Job(body.call, body.caller, self.connection)
             service = self._services.get(body.service)
-            if is_new and service is not None:
-                self._jobs[body.call] = job
+            is_open = service is not None and not service.is_closed
+            if is_new and service is not None and is_open:
+                job = self._jobs[body.call] = Job(body.call, body.caller, self.connection)
+                service.put(body, job)
         if kept is not None:
             self.connection.put(Ask(kept, is_one_way=True))
-        elif is_new and service is not None:
-            service.put(body, job)
-        elif is_new:
+        elif is_new and not is_open:
             failure = Failure("died", f"service {body.service!r} was closed; it had not begun")
             self.connection.put(Ask(protocol.Outcome(body.call, None, failure), is_one_way=True))
 
     def done(self, outcome: protocol.Outcome) -> None:
         """Keep what came of a call, and tell the broker."""
-        with self._lock:
+        with self.lock:
             self._jobs.pop(outcome.call, None)
             self._outcomes.keep(outcome)
         assert self.connection is not None

@@ -7,6 +7,7 @@ a broker that does not know this program is told all that the program has.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -16,16 +17,23 @@ from typing import TypeAlias
 from pyhub.hub import protocol
 from pyhub.hub.protocol import PushBody, Refused, ReplyBody, RequestBody
 
-__all__ = ["Ask", "OnReply", "Session"]
+__all__ = ["Ask", "OnReply", "Session", "Unreadable"]
 
 _log = logging.getLogger("pyhub.hub")
 
 OnReply: TypeAlias = Callable[[ReplyBody], None]
 
+
+class Unreadable(ValueError):
+    """What the broker sent is no message of this protocol."""
+
+
 # A broker that owes an answer for so long is asked again, over a new line; longer
 # each time, so that one which is only slow is not kept from its work.
 PATIENCE_S = 1.0
 _MAX_PATIENCE_S = 4.0
+# Who was refused asks again: rights may be given back.
+_REFUSED_S = 5.0
 # What is sent before the answers to the first of it are there.
 _WINDOW = 100
 
@@ -95,6 +103,7 @@ class Session:
         self._next_id = 0
         self._n_pushes = 0  # received since the last hello
         self._queue: deque[Ask] = deque()
+        self._later: list[tuple[float, Ask]] = []
         self._outstanding: dict[int, Ask] = {}
         self._hello_id = 0
         self._heard_at = 0.0  # when the last answer came, or the first question was put
@@ -106,6 +115,10 @@ class Session:
         """Have something asked as soon as the broker is there to hear it."""
         self._queue.append(ask)
 
+    def ask_later(self, ask: Ask, at: float) -> None:
+        """Have something asked at that time."""
+        self._later.append((at, ask))
+
     def is_overdue(self, now: float) -> bool:
         """Whether the broker owes an answer for too long: make a new line."""
         owes = bool(self._outstanding) or self._hello_id != 0
@@ -114,10 +127,10 @@ class Session:
     def due(self) -> float:
         """Return when `outgoing` has something new, if nothing comes before."""
         if self.is_known:
-            return self._next_ping
+            return min([self._next_ping, *(at for at, _ in self._later)])
         return max(self._heard_at, self._greet_at) + self._patience_s
 
-    def has_line(self, now: float) -> None:
+    def begin_line(self, now: float) -> None:
         """Begin with a new line to a broker."""
         self._has_line = True
         self._proposed = protocol.PROTOCOL
@@ -146,9 +159,13 @@ class Session:
                 self._hello_id = self._next_id
                 self._heard_at = now
                 frames.append(greeting)
+        for each in [each for each in self._later if each[0] <= now]:
+            self._later.remove(each)
+            self._queue.append(each[1])
         if self.is_known and now >= self._next_ping:
             self._next_ping = now + self.heartbeat_s
-            self._queue.appendleft(Ask(protocol.Ping(), self._on_welcome, is_news=True))
+            on_reply = functools.partial(self._on_welcome, now)
+            self._queue.appendleft(Ask(protocol.Ping(), on_reply, is_news=True))
         while self.is_known and self._queue and len(self._outstanding) < _WINDOW:
             ask = self._queue.popleft()
             if ask.is_wanted is not None and not ask.is_wanted():
@@ -171,10 +188,13 @@ class Session:
 
         Raises
         ------
-        ValueError
+        Unreadable
             It is no message of the broker's.
         """
-        message = protocol.decode_reply(frame)
+        try:
+            message = protocol.decode_reply(frame)
+        except ValueError as error:
+            raise Unreadable(str(error)) from error
         body = message.body
         if message.id == 0:
             self._take_push(body)
@@ -206,12 +226,11 @@ class Session:
             if body.code == "protocol" and self._proposed != protocol.OLDEST:
                 self._proposed = protocol.OLDEST  # a broker of the version before
             else:
-                self._greet_at = now + PATIENCE_S
-                self._on_refusal(body)
+                self._turned_away(body, now)
             return
         if not isinstance(body, protocol.Welcome):
             self._greet_at = now + PATIENCE_S
-            raise ValueError(f"a hello was answered by {type(body).__name__}")
+            raise Unreadable(f"a hello was answered by {type(body).__name__}")
         if self.epoch not in ("", body.epoch):
             _log.info("met a new broker (%s)", body.epoch)
         self.protocol, self.epoch, self.heartbeat_s = body.protocol, body.epoch, body.heartbeat_s
@@ -223,6 +242,11 @@ class Session:
         waiting = [ask for ask in self._queue if not ask.is_news]
         self._queue = deque(self._introduction())
         self._queue.extend(waiting)
+
+    def _turned_away(self, body: Refused, now: float) -> None:
+        self._greet_again(now)
+        self._greet_at = now + (_REFUSED_S if body.code == "not_allowed" else PATIENCE_S)
+        self._on_refusal(body)
 
     def _take_back(self) -> None:
         """What was not answered is to be asked again, in its order."""
@@ -242,8 +266,10 @@ class Session:
         self._n_pushes += 1
         self._on_push(body)  # type: ignore[arg-type]  # id 0: a push
 
-    def _on_welcome(self, body: ReplyBody) -> None:
+    def _on_welcome(self, asked_at: float, body: ReplyBody) -> None:
         """A ping's answer tells how many pushes there were, and so how many were lost."""
+        if isinstance(body, Refused):  # its right was taken away
+            self._turned_away(body, asked_at)
         if not isinstance(body, protocol.Welcome):
             return
         lost = body.n_pushed - self._n_pushes
