@@ -1,7 +1,8 @@
-"""Between a Python dictionary and the bytes of a flex zone.
+"""Between a Python dictionary and the bytes of a flex zone; and any value and the hub's.
 
 A flex zone holds exactly one object, a map from names to values, written as
-MessagePack or, on request, as JSON. What survives the trip unchanged:
+MessagePack or, on request, as JSON. The hub's messages carry values of any such
+kind, as MessagePack. What survives the trip unchanged:
 
 - ``None``, bool, int (64 bits), float, str, bytes, list, dict with str keys
 - numpy scalars and arrays of fixed-size dtypes, with their dtype and shape
@@ -163,7 +164,7 @@ def _to_plain(value: Any) -> Any:
     if isinstance(value, complex):
         return np.complex128(value)
     raise CodecError(
-        f"a flex zone cannot hold {_kind(value)}: {value!r:.80}.\n"
+        f"a flex zone, or a message of the hub, cannot hold {_kind(value)}: {value!r:.80}.\n"
         "  Use numbers, texts, bytes, lists, dictionaries, numpy arrays and scalars,\n"
         "  and datetimes with a time zone."
     )
@@ -183,8 +184,8 @@ def _unpack(packed: bytes) -> Any:
 def _from_ext(code: int, body: bytes) -> Any:
     if code not in (_ARRAY, _SCALAR):
         raise CodecError(
-            f"the flex zone holds an extension of type {code}, which this pyhub does not know.\n"
-            "  Its producer may be newer: conda update pyhub"
+            f"the object holds an extension of type {code}, which this pyhub does not know.\n"
+            "  Whoever wrote it may be newer: conda update pyhub"
         )
     check_msgpack(body, 2 + MAX_DEPTH, MAX_ITEMS)
     fields = msgpack.unpackb(body)
@@ -236,7 +237,7 @@ def _to_json(value: Any, depth: int, counter: list[int]) -> Any:
         raise CodecError(
             f"the object nests deeper than {MAX_DEPTH} levels or has more than "
             f"{MAX_ITEMS} items.\n"
-            "  A flex zone holds parameters; put bulk data into the frame itself."
+            "  It is to hold parameters; put bulk data into a frame."
         )
     if value is None or type(value) in (bool, float, str):
         return value
@@ -325,13 +326,13 @@ def _kind(value: object) -> str:
 
 def _unsuitable(error: Exception) -> CodecError:
     return CodecError(
-        f"the parameters cannot be written into a flex zone: {error}.\n"
+        f"the object cannot be shared with other programs: {error}.\n"
         f"  Use integers of 64 bits, at most {MAX_DEPTH} levels, and no recursive containers."
     )
 
 
 def _damaged(error: Exception) -> CodecError:
     return CodecError(
-        f"the flex zone holds no valid object: {error}.\n"
-        "  Its producer wrote something else, or named a wrong size."
+        f"the bytes are no valid object: {error}.\n"
+        "  Whoever wrote them wrote something else, or named a wrong size."
     )

@@ -29,8 +29,8 @@ _WILDCARDS = re.compile(r"[*?[]")
 _MAX_TOPIC_BYTES = 255
 
 
-def check_name(name: str) -> str:
-    """Return `name` if a channel may have it.
+def check_name(name: str, what: str = "channel") -> str:
+    """Return `name` if a channel, or `what` else it is, may have it.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def check_name(name: str) -> str:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidName(
-            f"{name!r} cannot be the name of a channel.\n"
+            f"{name!r} cannot be the name of a {what}.\n"
             "  Use 1 to 200 letters, digits, '.', '_' and '-', the first one no '.' or '-'."
         )
     return name
@@ -86,7 +86,7 @@ def has_wildcards(text: str) -> bool:
     return _WILDCARDS.search(text) is not None
 
 
-@functools.lru_cache(4096)
+@functools.lru_cache(1024)
 def pattern(text: str) -> re.Pattern[str]:
     """Return what `text` matches: names with ``*``, ``?`` and ``[...]``, as in a shell.
 

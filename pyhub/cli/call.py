@@ -14,13 +14,13 @@ from pyhub.cli.values import as_line, as_lines, foreign, typed_pair
 from pyhub.errors import (
     CallCancelled,
     ChannelClosed,
+    CodecError,
     CommandFailed,
     ServiceNotFound,
     WaitTimeout,
 )
 from pyhub.hub.client.calls import PendingCall
 from pyhub.hub.message_hub import MessageHub
-from pyhub.hub.protocol import CommandInfo
 from pyhub.monitor.wording import short, to_json
 
 _OWN = "timeout_s"  # of a call, whatever the command
@@ -92,21 +92,9 @@ def _show_commands(hub: MessageHub, name: str, as_json: bool) -> None:
         click.echo(json.dumps([command_as_dict(each) for each in commands], indent=2))
         return
     for each in commands:
-        click.echo(short(_signature(each)))
+        click.echo(short(f"{each.name}{each.signature}"))
         if each.doc:
             click.echo(f"    {short(each.doc.splitlines()[0])}")
-
-
-def _signature(command: CommandInfo) -> str:
-    """Return how the command would be written in Python."""
-    parameters = ", ".join(
-        each.name
-        + (f": {each.type}" if each.type else "")
-        + ("" if each.default is None else f" = {each.default}")
-        for each in command.parameters
-    )
-    returns = f" -> {command.returns}" if command.returns else ""
-    return f"{command.name}({parameters}){returns}"
 
 
 def _result(call: PendingCall, timeout_s: float, verbose: bool) -> Any:
@@ -136,4 +124,7 @@ def _show_progress(call: PendingCall, deadline: float) -> None:
             value = call.progress.get(max(deadline - time.monotonic(), 0.0))
         except (ChannelClosed, WaitTimeout):  # `result` knows why
             return
+        except CodecError:  # of what it is doing; what comes of it may be sound
+            click.echo("<unreadable>", err=True)
+            continue
         click.echo(as_line(value), err=True)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from pyhub.cli.listing import cells, new_console, new_table
 from pyhub.cli.options import example
 from pyhub.hub.broker import site as site_file
 from pyhub.hub.broker.rights import Client
@@ -33,18 +31,16 @@ def show_example() -> None:
 def check(file: Path) -> None:
     """Say what FILE grants to whom, or what is wrong with it."""
     site = site_file.read_site(file)
-    # What the file says is text, and no markup of ours.
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 10_000  # a pipe has no edge to fold at
+    console = new_console()
     console.print(f"runtime directory: {site.runtime_dir or 'as the user of the broker has it'}")
     console.print(f"listens on: {', '.join(site.listen) or 'its socket in that directory only'}")
     console.print(f"key pair: {site.key_file or 'broker.key in that directory'}")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = new_table()
     for column in ("client", "role", "rights", "key"):
         table.add_column(column, no_wrap=column != "rights", overflow="fold")
     for key, client in site.clients.items():
-        table.add_row(client.name, client.role, _rights(client), shortened_key(key.decode()))
+        shortened = shortened_key(key.decode())
+        table.add_row(*cells(client.name, client.role, _rights(client), shortened))
     console.print(table)
 
 

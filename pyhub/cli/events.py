@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import get_args
 
 import click
@@ -10,7 +11,7 @@ import click
 from pyhub.cli.feeds import following
 from pyhub.cli.listing import looking_hub
 from pyhub.cli.options import example
-from pyhub.cli.values import as_line, moment, typed
+from pyhub.cli.values import moment, shown, typed
 from pyhub.hub.client.entries import Event
 from pyhub.hub.message_hub import MessageHub
 from pyhub.hub.protocol import Severity
@@ -49,8 +50,8 @@ def command(
     """Print the events that are kept, by topics that match PATTERN.
 
     A VALUE is JSON; what is no JSON is a text, and so is all in JSON's quotes.
-    Topics below hub/ tell of channels, services and programs; alarm/ and log/
-    are customary.
+    Topics below hub/ tell of channels, services and programs, to who asks for
+    them: pyhub events 'hub/*' --follow. alarm/ and log/ are customary.
     """
     if topic is not None:
         if follow or as_json:
@@ -64,24 +65,38 @@ def command(
     least = _SEVERITIES.index(severity or "debug")
     # What only looks starts no broker to find it empty.
     with (
-        MessageHub(BrokerConfig(name=_NAME)) if follow else looking_hub(_NAME) as hub,
+        MessageHub(BrokerConfig(name=_NAME))
+        if follow
+        else looking_hub(_NAME, is_stored=True) as hub,
         hub.events(what or "*") as feed,
     ):
+        n_shown = 0
         for event in following(feed, "events") if follow else feed.taken():
-            if _SEVERITIES.index(event.severity) >= least and (follow or event.is_kept):
-                click.echo(json.dumps(_as_dict(event)) if as_json else _line(event))
+            # Who comes and goes is told to who asks for it.
+            is_own = event.topic.startswith("hub/") and what is None
+            if _SEVERITIES.index(event.severity) < least or is_own or not (follow or event.is_kept):
+                continue
+            n_shown += 1
+            click.echo(json.dumps(_as_dict(event)) if as_json else _line(event))
+        if not n_shown and not as_json:
+            click.echo("no event is kept; as they happen: pyhub events --follow", err=True)
 
 
 def _line(event: Event) -> str:
     return (
-        f"{moment(event.time_ns)}  {event.severity:<8}  {short(event.topic)}  "
-        f"{as_line(event.value)}  {short(event.source)}"
+        f"{_when(event)}  {event.severity:<8}  {short(event.topic)}  "
+        f"{shown(event)}  {short(event.source)}"
     )
+
+
+def _when(event: Event) -> str:
+    # Of what ended while no broker was there to tell, nobody knows when.
+    return moment(event.time_ns or time.time_ns())
 
 
 def _as_dict(event: Event) -> dict[str, object]:
     return {
-        "time": moment(event.time_ns),
+        "time": _when(event),
         "time_ns": event.time_ns,
         "severity": event.severity,
         "topic": event.topic,
@@ -89,4 +104,4 @@ def _as_dict(event: Event) -> dict[str, object]:
         "source": event.source,
         "number": event.number,
         "is_kept": event.is_kept,
-    }
+    } | ({"problem": event.problem} if event.problem else {})

@@ -1,4 +1,4 @@
-"""Tables of what the broker knows: services, commands and programs."""
+"""Tables, and what the broker knows in them: services, commands and programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pyhub.hub.message_hub import MessageHub
 from pyhub.hub.protocol import CommandInfo, ServiceInfo
-from pyhub.hub.runtime import BrokerConfig
+from pyhub.hub.runtime import BrokerConfig, RuntimeDirectory
 from pyhub.monitor.wording import short
 
 __all__ = [
@@ -20,9 +20,13 @@ __all__ = [
 ]  # fmt: skip
 
 
-def looking_hub(name: str) -> MessageHub:
-    """Return a hub for a command that only looks: it starts no broker to find it empty."""
-    return MessageHub(BrokerConfig(autostart=False, name=name))
+def looking_hub(name: str, *, is_stored: bool = False) -> MessageHub:
+    """Return a hub for a command that only looks: it starts no broker to find it empty.
+
+    What `is_stored` is not empty, once a broker was there that wrote it down.
+    """
+    is_there = is_stored and RuntimeDirectory().state_path.exists()
+    return MessageHub(BrokerConfig(autostart=is_there, name=name))
 
 
 def new_console() -> Console:

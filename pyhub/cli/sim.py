@@ -14,6 +14,8 @@ from pyhub.hub.message_hub import MessageHub
 from pyhub.sources.detector import SimulatedDetector
 from pyhub.sources.simulation import simulate
 
+_MAX_EXPOSURE_S = 10.0
+
 
 @click.command("sim", epilog=example("pyhub sim --name cam1 --rate 100 --shape 512x1028"))
 @click.option("--name", default="cam1", show_default=True, help="Name of the channel.")
@@ -66,6 +68,7 @@ def command(
     ):
         # Not before: of frames that are too large, the channel says so at once.
         detector = SimulatedDetector((shape[0], shape[1]), dtype, seed=seed, exposure_s=1 / rate)
+        _offer(hub, name, detector)
         click.echo(f"publishing {name}: {dtype} {format_shape(shape)} at {rate:g} Hz", err=True)
         simulate(
             detector,
@@ -74,3 +77,19 @@ def command(
             n_frames=frames,
             is_over=lambda: time.monotonic() >= end,
         )
+
+
+def _offer(hub: MessageHub, name: str, detector: SimulatedDetector) -> None:
+    """Let others set the detector, as they would a real one."""
+
+    @hub.service(name)
+    def set_exposure(exposure_s: float) -> float:
+        """Expose so long, s, from the next frame on; brighter, at the same rate."""
+        if not 0 < exposure_s <= _MAX_EXPOSURE_S:
+            raise ValueError(f"exposure_s={exposure_s:g} is not within 0 and {_MAX_EXPOSURE_S:g} s")
+        detector.exposure_s = exposure_s
+        hub.state[f"{name}/exposure_s"] = exposure_s
+        hub.publish(f"{name}/exposure", {"exposure_s": exposure_s})
+        return exposure_s
+
+    hub.state[f"{name}/exposure_s"] = detector.exposure_s

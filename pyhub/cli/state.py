@@ -13,7 +13,7 @@ from pyhub.cli.feeds import following
 from pyhub.cli.listing import cells, looking_hub, new_console, new_table
 from pyhub.cli.options import example
 from pyhub.cli.outcome import ExitCode
-from pyhub.cli.values import as_line, as_lines, moment, typed_pair
+from pyhub.cli.values import as_lines, moment, shown, typed_pair
 from pyhub.hub.client.entries import StateEntry
 from pyhub.hub.message_hub import MessageHub
 from pyhub.hub.runtime import BrokerConfig
@@ -66,7 +66,7 @@ def command(
     with (
         MessageHub(BrokerConfig(name=_NAME))
         if is_set or delete or watch
-        else looking_hub(_NAME) as hub
+        else looking_hub(_NAME, is_stored=True) as hub
     ):
         if watch:
             _watch(hub, what, as_json)
@@ -79,13 +79,11 @@ def command(
             )
         elif has_wildcards(what):
             _list(hub.state.entries(what), what, as_json)
-        elif (found := hub.state.entry(what)) is None:
+        elif not (
+            hub.state.delete(what, if_version=if_version) if delete else _show(hub, what, as_json)
+        ):
             click.echo(f"there is no key {what!r} in the state; see: pyhub state", err=True)
             ctx.exit(ExitCode.NOT_FOUND)
-        elif delete:
-            hub.state.delete(what, if_version=if_version)
-        else:
-            click.echo(json.dumps(_as_dict(found)) if as_json else as_lines(found.value))
 
 
 def _list(entries: list[StateEntry], pattern: str, as_json: bool) -> None:
@@ -97,9 +95,24 @@ def _list(entries: list[StateEntry], pattern: str, as_json: bool) -> None:
         return
     table = new_table("key", "value", "source", numbers=("version", "age"))
     for entry in entries:
-        value = as_line(entry.value, _LENGTH)
+        value = shown(entry, _LENGTH)
         table.add_row(*cells(entry.key, value, entry.source, entry.version, _age(entry)))
     new_console().print(table)
+
+
+def _show(hub: MessageHub, key: str, as_json: bool) -> bool:
+    """Print what the key has; False: there is no such key."""
+    if as_json:
+        entry = hub.state.entry(key)
+        if entry is not None:
+            click.echo(json.dumps(_as_dict(entry)))
+        return entry is not None
+    try:
+        # Bare, for scripts: where it cannot be read, that is an error.
+        click.echo(as_lines(hub.state[key]))
+    except KeyError:
+        return False
+    return True
 
 
 def _watch(hub: MessageHub, pattern: str, as_json: bool) -> None:
@@ -114,7 +127,7 @@ def _line(entry: StateEntry) -> str:
     who = f"({short(entry.source)}, version {entry.version})"
     if entry.is_deleted:
         return f"{when}  {short(entry.key)} deleted  {who}"
-    return f"{when}  {short(entry.key)} = {as_line(entry.value)}  {who}"
+    return f"{when}  {short(entry.key)} = {shown(entry)}  {who}"
 
 
 def _age(entry: StateEntry) -> str:
@@ -130,4 +143,4 @@ def _as_dict(entry: StateEntry) -> dict[str, Any]:
         "time_ns": entry.time_ns,
         "source": entry.source,
         "is_deleted": entry.is_deleted,
-    }
+    } | ({"problem": entry.problem} if entry.problem else {})

@@ -10,9 +10,10 @@ import click
 import numpy as np
 
 from pyhub.cli.options import format_shape
+from pyhub.hub.client.entries import Event, StateEntry
 from pyhub.monitor.wording import short, to_json
 
-__all__ = ["as_line", "as_lines", "foreign", "moment", "typed", "typed_pair"]
+__all__ = ["as_line", "as_lines", "foreign", "moment", "shown", "typed", "typed_pair"]
 
 
 def typed(text: str) -> Any:
@@ -36,6 +37,13 @@ def as_line(value: Any, max_length: int | None = None) -> str:
     if not isinstance(value, str):
         value = json.dumps(value, default=to_json, ensure_ascii=False)
     return short(value, max_length)
+
+
+def shown(item: StateEntry | Event, max_length: int | None = None) -> str:
+    """Return the value of `item` in one line; in angle brackets why there is none to show."""
+    if item.problem:
+        return short(f"<{item.problem.splitlines()[0]}>", max_length)
+    return as_line(item.value, max_length)
 
 
 def as_lines(value: Any) -> str:

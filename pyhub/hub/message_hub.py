@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import os
+import signal
 import threading
 import time
 import weakref
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["MessageHub"]
+
+_LOOK_AGAIN_S = 0.25
 
 
 class MessageHub:
@@ -126,6 +129,10 @@ class MessageHub:
     def is_closed(self) -> bool:
         """Whether it was closed."""
         return not self._finalizer.alive
+
+    def __repr__(self) -> str:
+        is_open = "closed" if self.is_closed else f"broker {self._connection.epoch or 'unknown'}"
+        return f"<MessageHub: {is_open}, {self._connection.runtime.path}>"
 
     def __enter__(self) -> MessageHub:
         return self
@@ -220,7 +227,7 @@ class MessageHub:
         except BaseException as error:
             consumer.close()
             if isinstance(error, SegmentNotFound):
-                raise SegmentNotFound(f"{error}\n  {self._known_channels()}") from error
+                raise SegmentNotFound(f"{error}\n  {self._known_of(name)}") from error
             raise
         return consumer
 
@@ -340,7 +347,7 @@ class MessageHub:
         service: str,
         command: str,
         /,
-        *,
+        *positional: Any,
         timeout_s: float = 10.0,
         **arguments: Any,
     ) -> PendingCall:
@@ -354,9 +361,7 @@ class MessageHub:
         CodecError, CapacityError
             The arguments cannot be shared, or take more than 48 KiB.
         """
-        return self._holdings.calls.start(
-            check_name(service), check_name(command), arguments, timeout_s
-        )
+        return self._call(service, command, positional, arguments, timeout_s)
 
     @OnAnyHub
     def call(
@@ -364,7 +369,7 @@ class MessageHub:
         service: str,
         command: str,
         /,
-        *,
+        *positional: Any,
         timeout_s: float = 10.0,
         **arguments: Any,
     ) -> Any:
@@ -384,9 +389,7 @@ class MessageHub:
         ServiceNotFound, AccessDenied, BrokerUnreachable
             Nobody offers it; one may not; there is no broker.
         """
-        return self._holdings.calls.start(
-            check_name(service), check_name(command), arguments, timeout_s
-        ).result()
+        return self._call(service, command, positional, arguments, timeout_s).result()
 
     @OnAnyHub
     async def acall(
@@ -394,14 +397,12 @@ class MessageHub:
         service: str,
         command: str,
         /,
-        *,
+        *positional: Any,
         timeout_s: float = 10.0,
         **arguments: Any,
     ) -> Any:
         """Do what `call` does without holding up the event loop."""
-        return await self._holdings.calls.start(
-            check_name(service), check_name(command), arguments, timeout_s
-        )
+        return await self._call(service, command, positional, arguments, timeout_s)
 
     # --- State and events ---
 
@@ -484,7 +485,42 @@ class MessageHub:
         """Have the broker end; for administrators. Programs that are left start another one."""
         self._connection.ask(protocol.Shutdown(), protocol.Done)
 
+    def serve(self) -> None:
+        """Wait until Ctrl-C, SIGTERM or `close`, while services and channels do their work.
+
+        The last line of a program that only serves others. In the main thread
+        Ctrl-C and SIGTERM just end it; whatever follows it is still done.
+        """
+        self._connection.check()
+        is_main = threading.current_thread() is threading.main_thread()
+        former = signal.signal(signal.SIGTERM, _interrupt) if is_main else None
+        try:
+            while not self._connection.is_closed:
+                self._connection.wait_for_end(_LOOK_AGAIN_S)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            if is_main:
+                signal.signal(signal.SIGTERM, former)
+
     # --- What the broker is told ---
+
+    def _call(
+        self,
+        service: str,
+        command: str,
+        positional: tuple[Any, ...],
+        arguments: dict[str, Any],
+        timeout_s: float,
+    ) -> PendingCall:
+        if positional:
+            raise TypeError(
+                f"arguments of {service}.{command} go by name, not {positional[0]!r:.50} alone.\n"
+                f"  Which it has: pyhub call {service}"
+            )
+        return self._holdings.calls.start(
+            check_name(service, "service"), check_name(command, "command"), arguments, timeout_s
+        )
 
     def _adopt_producer(self, producer: DataBlockProducer) -> DataBlockProducer:
         header = producer.header()
@@ -553,12 +589,27 @@ class MessageHub:
     def _end(self, finalizer: weakref.finalize[..., Any]) -> None:
         finalizer()
 
+    def _known_of(self, name: str) -> str:
+        with contextlib.suppress(BrokerUnreachable, BrokerRefused):
+            found = self._connection.ask(protocol.LookUp(name), protocol.Found).channel
+            if found is not None:
+                return (
+                    f"The broker knows it: it is in the shared memory of {found.access} "
+                    f"(pid {found.pid}).\n  Frames do not leave that user and host: run this "
+                    "program there."
+                )
+        return self._known_channels()
+
     def _known_channels(self) -> str:
         try:
             names = [channel.name for channel in self.channels()]
         except (BrokerUnreachable, BrokerRefused) as error:
             return f"Which there are, the broker does not say: {error}"
         return f"The broker knows: {', '.join(names) or 'none'}."
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 # The ends of things, which finalizers call: at `close`, when nobody holds the

@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import os
 import re
+import socket
 import stat
 import sys
 import time
@@ -135,6 +136,11 @@ class RuntimeDirectory:
         return self.path / f"{who}.key"
 
     @property
+    def state_path(self) -> Path:
+        """Where a broker leaves the state, and kept events, to the next one."""
+        return self.path / "state.db"
+
+    @property
     def log_path(self) -> Path:
         """Where a broker that was started by a program writes."""
         return self.path / "broker.log"
@@ -143,9 +149,10 @@ class RuntimeDirectory:
         """Return what is known of the living broker; None if there is none."""
         try:
             broker = msgspec.json.decode((self.path / "broker.json").read_bytes(), type=BrokerFile)
-        except (FileNotFoundError, msgspec.MsgspecError):
+        except (FileNotFoundError, msgspec.MsgspecError, ValueError):
             return None
-        return broker if broker.is_alive() else None
+        is_whole = is_public_key(broker.public_key) and broker.endpoint.startswith("ipc://")
+        return broker if is_whole and broker.lease_file and broker.is_alive() else None
 
     def write_broker(self, broker: BrokerFile) -> None:
         """Tell programs where the broker is; they see all of it or nothing."""
@@ -211,12 +218,38 @@ class RuntimeDirectory:
             f"  See why in {self.log_path}, or run it yourself: pyhub broker"
         )
 
+    def not_answered(self, endpoint: str, config: BrokerConfig) -> BrokerUnreachable:
+        """Return the error that says that a distant broker did not answer, and why, if known."""
+        says = f"the broker at {endpoint} did not answer within {config.timeout_s:g} s"
+        found = re.fullmatch(r"tcp://\[?(.+?)\]?:(\d+)", endpoint)
+        if found is not None:
+            try:
+                socket.create_connection((found[1], int(found[2])), 0.5).close()
+            except OSError as error:
+                return BrokerUnreachable(
+                    f"{says}: {error.strerror or error}.\n"
+                    "  Nothing listens there, or a firewall lets nobody through: is the broker "
+                    "running, and is that its port?"
+                )
+        return BrokerUnreachable(
+            f"{says}, though something listens there.\n"
+            "  Either server_key= (PYHUB_BROKER_KEY) is not that broker's public key, or its list "
+            "of clients\n  does not have this program's: "
+            f"{self.client_keys(config).public} ({self._key_file(config)}).\n"
+            "  audit.log, in the broker's runtime directory, says whom it refused."
+        )
+
     def client_keys(self, config: BrokerConfig) -> KeyPair:
         """Return the key pair with which this program shows who it is."""
-        if config.resolved_endpoint is None:
-            return load_or_create_keys(self.key_path("client"))
+        path = self._key_file(config)
+        is_own = path == self.key_path("client")
+        return load_or_create_keys(path) if is_own else read_keys(path)
+
+    def _key_file(self, config: BrokerConfig) -> Path:
         path = config.key_file or os.environ.get("PYHUB_KEY_FILE")
-        return load_or_create_keys(self.key_path("client")) if not path else read_keys(Path(path))
+        if config.resolved_endpoint is None or not path:
+            return self.key_path("client")
+        return Path(path)
 
     def _start_broker(self, linger_s: float) -> None:
         import subprocess  # 5 ms, which most programs need not spend: one starts it

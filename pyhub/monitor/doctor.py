@@ -16,8 +16,10 @@ from pathlib import Path
 import zmq
 
 from pyhub._core import ABI_VERSION, lease_is_alive, process_lease
-from pyhub.errors import PyhubError
-from pyhub.hub.runtime import RuntimeDirectory
+from pyhub.errors import AccessDenied, PyhubError
+from pyhub.hub.broker.site import read_site
+from pyhub.hub.message_hub import MessageHub
+from pyhub.hub.runtime import BrokerConfig, BrokerFile, RuntimeDirectory
 from pyhub.monitor.survey import survey
 from pyhub.names import lease_path, shm_directory
 
@@ -26,6 +28,7 @@ __all__ = ["Finding", "Verdict", "examine"]
 GIB = 1 << 30
 MIN_LIBZMQ = (4, 3, 5)
 MIN_DESCRIPTORS = 1024
+_ANSWER_S = 2.0  # a broker that takes longer is not well
 
 
 class Verdict(StrEnum):
@@ -52,15 +55,25 @@ def examine() -> Iterator[Finding]:
         try:
             yield from look()
         except (PyhubError, OSError) as error:
-            first, _, rest = str(error).partition("\n")
-            yield Finding(
+            yield _problem(
                 look.__name__.strip("_").replace("_", " "),
                 Verdict.FAIL,
-                first,
-                rest.strip()
-                or "make that work for this user, or set PYHUB_SHM_DIR and PYHUB_RUNTIME_DIR to "
+                error,
+                "make that work for this user, or set PYHUB_SHM_DIR and PYHUB_RUNTIME_DIR to "
                 "other places",
             )
+
+
+def _problem(subject: str, verdict: Verdict, error: Exception, advice: str) -> Finding:
+    """Return an error as a finding; `advice` where it gives none itself."""
+    first, _, rest = str(error).partition("\n")
+    return Finding(subject, verdict, first, rest.strip() or advice)
+
+
+_EXTRAS = {
+    "h5py": "needed by record and replay: pip install pyhub[hdf5]",
+    "PyYAML": "needed by a broker's configuration: pip install pyhub[site]",
+}
 
 
 def _versions() -> Iterator[Finding]:
@@ -70,10 +83,11 @@ def _versions() -> Iterator[Finding]:
         f"{name} {importlib.metadata.version(name)}"
         for name in ("numpy", "pyzmq", "msgpack", "msgspec")
     ]
-    try:
-        parts.append(f"h5py {importlib.metadata.version('h5py')}")
-    except importlib.metadata.PackageNotFoundError:
-        parts.append("no h5py (needed by record and replay: pip install pyhub[hdf5])")
+    for name, purpose in _EXTRAS.items():
+        try:
+            parts.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            parts.append(f"no {name} ({purpose})")
     yield Finding("versions", Verdict.OK, ", ".join(parts))
     is_new = zmq.zmq_version_info() >= MIN_LIBZMQ
     yield Finding(
@@ -187,6 +201,63 @@ def _runtime() -> Iterator[Finding]:
         if broker
         else "none runs; the first program that needs one starts it",
     )
+    if broker is not None:
+        yield from _site_configuration(broker)
+
+
+def _site_configuration(broker: BrokerFile) -> Iterator[Finding]:
+    file = _configuration_of(broker.pid)
+    if file is None:
+        return
+    subject = "site configuration"
+    try:
+        site = read_site(file)
+    except (PyhubError, OSError) as error:
+        # The broker goes on with what it had read, and would not start with this again.
+        yield _problem(subject, Verdict.WARN, error, f"mend it, then: pyhub config check {file}")
+        return
+    listens = f", listens on {', '.join(site.listen)}" if site.listen else ""
+    yield Finding(subject, Verdict.OK, f"{file}: {len(site.clients)} clients{listens}")
+
+
+def _configuration_of(pid: int) -> Path | None:
+    """Return the file that ``pyhub broker --config`` was given; None: none that can be seen."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            if word == "--config" or word.startswith("--config="):
+                given = following if word == "--config" else word.removeprefix("--config=")
+                return Path(f"/proc/{pid}/cwd").readlink() / given
+    except OSError:  # it ended just now, or is another user's
+        pass
+    return None
+
+
+def _hub() -> Iterator[Finding]:
+    config = BrokerConfig(autostart=False, timeout_s=_ANSWER_S, name="pyhub doctor")
+    if config.resolved_endpoint is None:
+        try:
+            broker = RuntimeDirectory().read_broker()
+        except (PyhubError, OSError):
+            return  # said before
+        if broker is None:
+            yield Finding("hub", Verdict.OK, "no broker runs, so no programs are connected")
+            return
+    where = config.resolved_endpoint or "this user's broker"
+    try:
+        with MessageHub(config) as hub:
+            yield Finding("hub", Verdict.OK, f"{where} answers; {_connected(hub)}")
+    except (PyhubError, OSError) as error:
+        yield _problem("hub", Verdict.FAIL, error, "end that broker: pyhub broker --stop")
+
+
+def _connected(hub: MessageHub) -> str:
+    try:
+        programs, counters = hub.programs()
+    except AccessDenied:
+        return "which programs are connected, it tells administrators only"
+    counted = "".join(f", {name}: {count}" for name, count in sorted(counters.items()))
+    return f"{len(programs) - 1} programs connected{counted}"  # this one is among them
 
 
 def _channels() -> Iterator[Finding]:
@@ -224,5 +295,6 @@ _LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _namespaces,
     _logind,
     _runtime,
+    _hub,
     _channels,
 )

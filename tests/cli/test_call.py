@@ -13,6 +13,8 @@ import pytest
 import pyhub
 from pyhub import Job
 from pyhub.cli.values import as_lines, typed
+from pyhub.hub.client.session import Ask
+from pyhub.hub.protocol import Progress
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,13 @@ def service() -> Iterator[list[bool]]:
             for point in range(n_points):
                 job.report({"point": point})
             return n_points
+
+        @cam1
+        def mumble(job: Job) -> str:
+            # As a worker in another language may.
+            job._connection.put(Ask(Progress(job._call, b"\xc1"), is_one_way=True))
+            job.report("clearly")
+            return "done"
 
         @cam1
         def expose(job: Job) -> None:
@@ -203,3 +212,9 @@ def test_it_starts_no_broker(apart: Any, runtime: Any) -> None:
         assert f"no broker runs in {runtime}" in alone.err
         assert "pyhub broker" in alone.err
     assert not (runtime / "broker.json").exists()
+
+
+def test_progress_that_cannot_be_read_hides_no_result(cli: Any, service: list[bool]) -> None:
+    called = cli("call", "cam1", "mumble")
+    assert (called.code, called.out) == (0, "done\n"), called
+    assert called.err == "<unreadable>\nclearly\n"

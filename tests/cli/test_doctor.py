@@ -14,7 +14,7 @@ import pytest
 
 SUBJECTS = {
     "versions", "libzmq", "shared memory", "segments", "leases", "open files", "namespaces",
-    "runtime directory", "broker", "channels",
+    "runtime directory", "broker", "hub", "channels",
 }  # fmt: skip
 # Runs a command under limits: open files, sizes of files.
 LIMITED = (
@@ -51,6 +51,8 @@ def test_it_looks_at_everything_and_is_content_with_a_sound_machine(apart: Any) 
     assert apart.environment["PYHUB_SHM_DIR"] in found["shared memory"][0][1]
     assert found["channels"] == [("ok", "0 live", "")]
     assert "none runs" in found["broker"][0][1]
+    assert found["hub"] == [("ok", "no broker runs, so no programs are connected", "")]
+    assert "site configuration" not in found
     check_advice(found)
 
 
@@ -71,11 +73,52 @@ def test_it_tells_of_the_broker_and_of_channels(apart: Any) -> None:
         "ok",
         f"pid {broker.pid} at ipc://{apart.environment['PYHUB_RUNTIME_DIR']}/broker.sock",
     )
+    # A detector that was killed the broker may know yet, for a moment.
+    assert re.match("this user's broker answers; [12] programs connected", found["hub"][0][1])
     ((verdict, fact, advice),) = found["channels"]
     assert (verdict, fact) == ("warn", "1 live, left by dead producers: dead, unreadable: bad")
     assert "pyhub clean" in advice
     check_advice(found)
     assert (live.end(signal.SIGINT), broker.end(signal.SIGINT)) == (0, 0)
+
+
+def test_it_tells_of_the_configuration_that_the_broker_was_given(
+    apart: Any, tmp_path: Path, runtime: Path
+) -> None:
+    site = tmp_path / "broker.yaml"
+    site.write_text(
+        f"runtime_dir: {runtime}\nlisten: ['tcp://127.0.0.1:*']\nclients:\n"
+        "  - {name: hall, role: viewer, key: 'Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID'}\n"
+    )
+    site.chmod(0o644)
+    broker = apart.start("broker", "--config", site.name, cwd=tmp_path)
+    broker.says("listens on")
+    found = findings(apart("doctor"))
+    fact = f"{site}: 1 clients, listens on tcp://127.0.0.1:*"
+    assert found["site configuration"] == [("ok", fact, "")]
+    site.write_text("clients: 3")
+    doctor = apart("doctor")
+    assert doctor.code == 0, "the broker goes on with what it has"
+    ((verdict, fact, _),) = findings(doctor)["site configuration"]
+    assert verdict == "warn"
+    assert fact.startswith(f"{site}: clients")
+    check_advice(findings(doctor))
+    assert broker.end(signal.SIGINT) == 0
+
+
+def test_a_broker_that_does_not_answer_fails(apart: Any) -> None:
+    broker = apart.start("broker")
+    broker.says("listens on")
+    assert findings(apart("doctor"))["hub"][0][0] == "ok", "the control"
+    broker.suspend()
+    doctor = apart("doctor")
+    broker.resume()
+    assert doctor.code == 1
+    ((verdict, fact, advice),) = findings(doctor)["hub"]
+    assert verdict == "fail"
+    assert "did not answer within 2 s" in fact
+    assert f"kill -9 {broker.pid}" in advice
+    assert broker.end(signal.SIGINT) == 0
 
 
 def test_a_runtime_directory_that_is_open_to_others_fails(apart: Any, runtime: Path) -> None:
@@ -87,6 +130,7 @@ def test_a_runtime_directory_that_is_open_to_others_fails(apart: Any, runtime: P
     assert verdict == "fail"
     assert f"{runtime} has mode 0755" in fact
     assert f"chmod 700 {runtime}" in advice
+    assert "hub" not in found, "it is told once"
     check_advice(found)
     for refused in apart.side_by_side(["sim"], ["clean"], ["broker"], ["tap", "cam1"]):
         assert refused.code == 1

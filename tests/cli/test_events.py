@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from pyhub.cli.feeds import following
 from pyhub.hub.client.feed import MAX_ITEMS, Feed
+from pyhub.hub.protocol import Done, Publish
 
 
 @pytest.fixture
@@ -58,13 +61,38 @@ def test_following_goes_on_with_what_comes(cli: Any, alarm: Any) -> None:
     assert "other/one" not in every.out + severe.out
 
 
-def test_channels_that_come_and_go_are_events(cli: Any, alarm: Any) -> None:
-    follow = cli.start("events", "--follow")
-    follow.says("alarm/door")  # it listens
+def test_a_value_that_cannot_be_read_is_told_as_such_among_the_others(cli: Any, alarm: Any) -> None:
+    def publish(value: bytes) -> None:
+        body = Publish(os.urandom(12), "alarm/bad", value, "info", time.time_ns(), keep=True)
+        alarm._connection.ask(body, Done)
+
+    publish(b"\xc1")  # as a program in another language may
+    follow = cli.start("events", "--follow", "alarm/*")
+    printed, as_json = cli.side_by_side(["events"], ["events", "--json"])
+    follow.says("alarm/bad  <unreadable: 1 bytes>")
+    publish(b"\xc0")
+    follow.says("alarm/bad  null")
+    assert (follow.end(signal.SIGINT), printed.code, as_json.code) == (0, 0, 0)
+    assert "alarm/bad  <unreadable: 1 bytes>" in printed.out
+    assert "alarm/door" in printed.out
+    events = {event["topic"]: event for event in map(json.loads, as_json.out.splitlines())}
+    assert events["alarm/bad"]["value"] is None
+    assert events["alarm/bad"]["problem"].startswith("unreadable: 1 bytes")
+    assert "problem" not in events["alarm/door"]
+
+
+def test_channels_that_come_and_go_are_events_for_who_asks(cli: Any, alarm: Any) -> None:
+    follow, other = cli.start("events", "*", "--follow"), cli.start("events", "--follow")
+    for each in (follow, other):
+        each.says("alarm/door")  # it listens
     alarm.create_datablock_producer("cam1").close()
     follow.says(r'hub/channel/cam1  \{"what": "registered"')
     follow.says(r'hub/channel/cam1  \{"what": "gone"')
-    assert follow.end(signal.SIGINT) == 0
+    alarm.publish("beam", "on")
+    other.says("beam")
+    for each in (follow, other):
+        assert each.end(signal.SIGINT) == 0
+    assert "hub/" not in other.out
 
 
 def test_an_event_is_published_and_kept(cli: Any, hub: Any) -> None:

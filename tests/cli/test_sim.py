@@ -76,3 +76,17 @@ def test_what_cannot_be_simulated_is_refused(cli: Any) -> None:
         assert program.code == 1, program
         assert words in program.err
         assert "Traceback" not in program.err
+
+
+def test_it_can_be_set_as_a_detector_would_be(cli: Any) -> None:
+    sim = cli.start("sim", "--shape", "16x16", "--rate", 50)
+    sim.says("publishing")
+    assert cli("state", "cam1/exposure_s").out == "0.02\n"
+    assert cli("call", "cam1", "set_exposure", "exposure_s=0.5").out == "0.5\n"
+    assert cli("state", "cam1/exposure_s").out == "0.5\n"
+    with pyhub.DataBlockConsumer.attach("cam1") as consumer:
+        assert any(frame.flex["exposure_s"] == 0.5 for frame in consumer.frames(100))
+    refused = cli("call", "cam1", "set_exposure", "exposure_s=-1")
+    assert refused.code == 1
+    assert "exposure_s=-1 is not within 0 and 10 s" in refused.err
+    assert sim.end(signal.SIGTERM) == 0

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pyhub.hub.protocol import SetState, Stated
+
 
 @pytest.fixture
 def state(hub: Any) -> Iterator[Any]:
@@ -62,6 +64,33 @@ def test_a_key_is_printed_as_its_bare_value(cli: Any, state: Any) -> None:
         "array of shape 3, int64\n[0 1 2]\n",
     ]
     assert json.loads(printed[5].out)["value"] == [0, 1, 2]
+
+
+def test_a_value_that_cannot_be_read_is_told_as_such_among_the_others(
+    cli: Any, hub: Any, state: Any
+) -> None:
+    state["cam1/a"] = 1
+    # As a program in another language may set it.
+    hub._connection.ask(SetState(os.urandom(12), "cam1/b", b"\xc1"), Stated)
+    state["cam1/c"] = 3
+    watch = cli.start("state", "--watch", "cam1/*")
+    listed, as_json, bare, one = cli.side_by_side(
+        ["state"], ["state", "--json"], ["state", "cam1/b"], ["state", "cam1/b", "--json"]
+    )
+    watch.says("cam1/c = 3")
+    assert (watch.end(signal.SIGINT), listed.code, as_json.code, one.code) == (0, 0, 0, 0)
+    assert "cam1/b = <unreadable: 1 bytes>  (" in watch.out
+    assert rows_of(listed)["cam1/b"][1:4] == ["<unreadable:", "1", "bytes>"]
+    assert rows_of(listed)["cam1/c"][1] == "3"
+    entries = json.loads(as_json.out)
+    assert [entry["value"] for entry in entries] == [1, None, 3]
+    assert ["problem" in entry for entry in entries] == [False, True, False]
+    assert json.loads(one.out)["problem"].startswith("unreadable: 1 bytes")
+    # A script that asks for one value is not to take this for it.
+    assert (bare.code, bare.out) == (1, "")
+    assert bare.err.startswith("CodecError: the value of 'cam1/b', set by ")
+    assert cli("state", "--delete", "cam1/b").code == 0
+    assert "cam1/b" not in state
 
 
 def test_a_key_is_set_and_deleted(cli: Any, state: Any) -> None:
@@ -134,3 +163,5 @@ def test_only_who_sets_or_watches_starts_a_broker(apart: Any, runtime: Any) -> N
     assert not (runtime / "broker.json").exists()
     assert apart("state", "cam1/x=1").code == 0
     assert apart("state", "cam1/x").out == "1\n"
+    assert apart("broker", "--stop").code == 0
+    assert apart("state", "cam1/x").out == "1\n", "what was written down is there to be read"

@@ -16,10 +16,20 @@ import numpy as np
 import pytest
 import zmq
 
-from pyhub import BrokerConfig, BrokerUnreachable, DataBlockConsumer, DataBlockProducer, MessageHub
+from pyhub import (
+    BrokerConfig,
+    BrokerUnreachable,
+    DataBlockConsumer,
+    DataBlockProducer,
+    MessageHub,
+    PyhubError,
+)
 from pyhub._core import process_lease
 from pyhub.hub import protocol
+from pyhub.hub.broker.registry import Program
+from pyhub.hub.broker.rights import Client
 from pyhub.hub.broker.server import Broker
+from pyhub.hub.broker.site import read_site
 from pyhub.hub.keys import load_or_create_keys
 from pyhub.hub.protocol import MAX_MESSAGE_BYTES, ReplyBody, RequestBody
 from pyhub.hub.runtime import BrokerFile, RuntimeDirectory
@@ -246,7 +256,80 @@ def test_a_broker_waits_for_the_one_that_is_just_leaving(runtime: Path, spawn: S
     wait_until_gone(runtime)
 
 
+def test_a_broker_that_has_no_descriptor_left_ends_all_the_same(
+    runtime: Path, spawn: Spawn
+) -> None:
+    broker = spawn(
+        """
+        import resource, signal, sys
+        from pyhub.hub.broker.server import Broker
+        from pyhub.hub.runtime import RuntimeDirectory
+
+        def end(*_):
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            broker.stop()
+
+        broker = Broker(RuntimeDirectory(sys.argv[1]))
+        signal.signal(signal.SIGTERM, end)
+        print("runs" if broker.run() else "refused", flush=True)
+        """,
+        runtime,
+    )
+    directory = RuntimeDirectory(runtime)
+    assert eventually(lambda: directory.read_broker() is not None, WATCHDOG_S)
+    broker.terminate()
+    assert line(broker) == "runs"
+    assert broker.wait(WATCHDOG_S) == 0
+    assert directory.read_broker() is None  # what it left behind tells of a dead one
+
+
+def test_a_port_in_use_is_named_with_what_to_do(runtime: Path, tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        endpoint = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        config = tmp_path / "broker.yaml"
+        config.write_text(f'listen: ["{endpoint}"]\n')
+        with pytest.raises(PyhubError, match="Choose another one under `listen`") as raised:
+            Broker(RuntimeDirectory(runtime), site=read_site(config)).run()
+    assert endpoint in str(raised.value)
+    assert "in use" in str(raised.value)
+    assert not (runtime / "broker.json").exists()
+    assert Broker(RuntimeDirectory(runtime), 0.0, read_site(config)).run()  # now it is free
+
+
 # --- Programs that die ---
+
+
+@pytest.mark.parametrize(
+    ("host", "lease_file", "is_own", "is_removed"),
+    [
+        ("here", "own", True, True),
+        ("elsewhere", "own", True, False),
+        ("here", "/dev/shm/pyhub.1.leases", True, False),
+        ("here", "own", False, False),
+    ],
+    ids=["own", "of another host", "of another lease file", "of another user"],
+)
+def test_of_programs_that_are_elsewhere_no_socket_here_is_removed(
+    runtime: Path, host: str, lease_file: str, is_own: bool, is_removed: bool
+) -> None:
+    directory = RuntimeDirectory(runtime)
+    path = Path(directory.endpoint_of("cam1").removeprefix("ipc://"))
+    path.touch()
+    greeting = protocol.Hello(
+        protocol.PROTOCOL,
+        socket.gethostname() if host == "here" else host,
+        os.getpid(),
+        1,
+        str(lease_path()) if lease_file == "own" else lease_file,
+    )
+    client = Client("somebody", "producer", {}, "its key", is_own)
+    program = Program(1, client, greeting, protocol.PROTOCOL, 0.0)
+    Broker(directory)._forget_sockets([("cam1", program)])
+    assert path.exists() != is_removed
 
 
 def test_a_killed_program_is_forgotten_with_its_channels_readers_and_sockets(
@@ -308,7 +391,8 @@ def test_when_the_broker_is_killed_frames_flow_on_and_all_register_with_one_new_
         for client in clients:
             go_on(client)
             assert line(client) == "closed"
-        assert names(hub) == ["here"]
+        # Their goodbyes, and this question, come over three lines.
+        assert eventually(lambda: names(hub) == ["here"])
 
 
 def test_a_stopped_broker_is_unreachable_at_the_deadline_and_frames_flow_on(

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import threading
 import time
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pyhub import BrokerConfig, BrokerUnreachable, ChannelClosed, Job, MessageHub, WaitTimeout
+from pyhub import (
+    BrokerConfig,
+    BrokerUnreachable,
+    ChannelClosed,
+    Job,
+    MessageHub,
+    WaitTimeout,
+)
 from pyhub.errors import (
+    BrokerRefused,
     CallCancelled,
     CapacityError,
     CodecError,
@@ -293,8 +304,9 @@ def test_a_command_may_ask_whether_it_is_cancelled(hub: MessageHub, workers: Wor
     assert workers.has_noted("begun until_cancelled")
     assert "cancelled" not in workers.noted()
     call.cancel()
-    assert call.is_done
-    assert workers.has_noted("cancelled")
+    with pytest.raises(CallCancelled, match="was cancelled: nobody waits"):
+        call.result()
+    assert workers.has_noted("cancelled"), "result() waits until it has really ended"
     assert hub.call(workers.name, "work", x=3)[0] == 3, "and its worker is free"
 
 
@@ -303,7 +315,9 @@ def test_whose_time_is_over_is_told_and_the_command_is_cancelled(
 ) -> None:
     workers.start()
     call = hub.start_call(workers.name, "until_cancelled", timeout_s=0.3)
-    with pytest.raises(WaitTimeout, match=r"was not done within 0.3 s: its worker \w+ has it"):
+    with pytest.raises(
+        WaitTimeout, match=r"was not done within 0.3 s[:;] it(s worker \w+ has it| was told)"
+    ):
         call.result()
     assert workers.has_noted("cancelled")
     with pytest.raises(WaitTimeout):
@@ -553,6 +567,45 @@ def test_a_service_that_went_while_its_result_was_due_is_told(
 # --- Found by review ---
 
 
+def test_a_cancelled_command_that_gives_a_result_all_the_same_has_one(
+    hub: MessageHub, here: MessageHub, name: str
+) -> None:
+    begun = threading.Event()
+
+    @here.service(name)
+    def expose(job: Job) -> str:
+        begun.set()
+        return "stopped early" if job.wait(WATCHDOG_S) else "done"
+
+    call = hub.start_call(name, "expose", timeout_s=WATCHDOG_S)
+    assert begun.wait(WATCHDOG_S)
+    call.cancel()
+    assert call.result() == "stopped early"
+
+
+def test_an_outcome_that_no_task_is_there_to_see_is_no_complaint(
+    hub: MessageHub, workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers.start()
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(
+                hub.acall(workers.name, "until_cancelled", timeout_s=WATCHDOG_S), 0.2
+            )
+        await asyncio.to_thread(workers.has_noted, "cancelled")
+        gc.collect()
+
+    asyncio.run(main())
+    gc.collect()
+    assert caplog.records == []
+
+
+def test_arguments_without_a_name_are_refused_with_where_to_look(hub: MessageHub) -> None:
+    with pytest.raises(TypeError, match=r"arguments of s\.c go by name.*\n.*pyhub call s"):
+        hub.call("s", "c", 0.1)
+
+
 def test_a_call_that_was_given_up_before_there_was_a_broker_never_begins(
     config: BrokerConfig, runtime: Path
 ) -> None:
@@ -663,3 +716,61 @@ def test_when_the_hubs_own_thread_dies_all_who_wait_are_told_why(shared: BrokerC
     with pytest.raises(BrokerUnreachable, match="out of order: RuntimeError"):
         hub.channels()
     hub.close()
+
+
+def test_what_cannot_be_sent_is_its_senders_error_and_the_hub_goes_on(hub: MessageHub) -> None:
+    wrong: list[Callable[[], object]] = [
+        lambda: hub.publish("a", 1, keep=np.bool_(True)),  # type: ignore[arg-type]
+        lambda: hub.state.set("a", 1, if_version=np.int64(5)),
+        lambda: hub.state.set("a", 1, if_version=2**64),
+        lambda: hub.state.set(np.str_("k"), 1),
+        lambda: hub.publish(np.str_("k"), 1),
+        lambda: hub.publish("k", 1, severity=np.str_("info")),  # type: ignore[arg-type]
+        lambda: hub.service("threads", threads=2.5),  # type: ignore[arg-type]
+    ]
+    for each in wrong:
+        with contextlib.suppress(BrokerRefused, TypeError, ValueError):
+            each()
+    for timeout_s in (np.float64(5), np.int64(5), np.float32(5), np.longdouble(5)):
+        with pytest.raises(ServiceNotFound):
+            hub.call("nobody", "echo", timeout_s=timeout_s)
+    hub.state["a"] = 1
+    assert hub.state.pop("a") == 1
+
+
+def test_a_command_that_cannot_even_say_what_went_wrong_does_not_end_its_service(
+    hub: MessageHub, here: MessageHub, name: str
+) -> None:
+    class Bad(Exception):
+        def __str__(self) -> str:
+            raise SystemExit
+
+    @here.service(name)
+    def bad() -> None:
+        raise Bad
+
+    for _ in range(2):
+        with pytest.raises(CommandFailed, match="Bad: <its text cannot be had: SystemExit>"):
+            hub.call(name, "bad")
+
+
+def test_a_call_is_not_waited_for_in_a_forks_child(hub: MessageHub, workers: Workers) -> None:
+    workers.start()
+    call = hub.start_call(workers.name, "wait", x=1, timeout_s=WATCHDOG_S)
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are threads is the point
+        child = os.fork()
+    if child == 0:
+        try:
+            call.result()
+        except ForkedHandle:
+            os.write(write, b"told")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 4) == b"told"
+    os.close(read)
+    os.close(write)
+    workers.go(1)
+    assert call.result()[0] == 1

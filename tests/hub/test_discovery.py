@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pyhub import BrokerConfig, ChannelInfo, InvalidName, MessageHub, WaitTimeout
-from pyhub.errors import ServiceNotFound
+from pyhub.errors import SegmentNotFound, ServiceNotFound
 from pyhub.hub import protocol
 from pyhub.hub.broker.registry import COMING_BACK_S, GONE_S, SILENT_S
 from pyhub.hub.runtime import RuntimeDirectory
@@ -228,3 +228,16 @@ def test_a_service_that_nobody_offers_is_told_with_those_there_are(
 
 def print_nothing() -> None:
     pass
+
+
+def test_a_channel_whose_frames_are_elsewhere_is_said_to_be(hub: MessageHub, name: str) -> None:
+    # As another host's program would register it.
+    channel = ChannelInfo(
+        name, "datablock", "<u2", (4, 4), 4, "ab" * 16, "elsewhere", 42,
+        access="uid 1000 on elsewhere, mode 0600",
+    )  # fmt: skip
+    assert isinstance(hub._connection.wait(hub._connection.begin(protocol.Register(channel))),
+                      protocol.Registered)  # fmt: skip
+    with pytest.raises(SegmentNotFound, match=r"memory of uid 1000 on elsewhere.*\n.*do not leave"):
+        hub.find_datablock_consumer(name, timeout_s=0.1)
+    hub._connection.tell(protocol.Unregister(name, channel.segment_id))

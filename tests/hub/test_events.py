@@ -141,9 +141,10 @@ def test_a_value_that_cannot_be_read_does_not_end_the_feed(hub: MessageHub, name
         for value in (b"\xc1", encode_value(2)):
             body = protocol.Publish(os.urandom(8), name, value, "info", 0)
             hub._connection.ask(body, protocol.Done)
-        with pytest.raises(CodecError):
-            feed.get(WATCHDOG_S)
-        assert feed.get(WATCHDOG_S).value == 2
+        unreadable, readable = take(feed, 2)
+    assert unreadable.value is None
+    assert unreadable.problem.startswith("unreadable: 1 bytes\n")
+    assert (readable.value, readable.problem) == (2, "")
 
 
 def test_a_feed_ends_with_its_hub(shared: BrokerConfig) -> None:
@@ -218,6 +219,69 @@ def test_an_alarm_is_there_until_it_is_over(hub: MessageHub, other: MessageHub, 
         assert (event.value, event.severity) == (None, "info")
     with other.events("alarm/*") as late, pytest.raises(WaitTimeout):
         late.get(0.05)
+
+
+LISTENER = """
+    import sys
+    from pyhub import BrokerConfig, MessageHub
+
+    with MessageHub(BrokerConfig(runtime_dir=sys.argv[1], autostart=False)) as hub:
+        for event in hub.events(sys.argv[2]):
+            print(event.topic, event.value, event.severity, event.source, event.is_kept, flush=True)
+"""
+
+
+def test_an_alarm_that_ended_while_one_was_away_is_told_as_over(
+    hub: MessageHub, shared: BrokerConfig, name: str, spawn: Spawn
+) -> None:
+    for alarm in ("a", "stays"):
+        hub.alarm(f"{name}/{alarm}", "hot")
+    listener = spawn(LISTENER, shared.runtime_dir, f"alarm/{name}/*")
+    assert line(listener).startswith(f"alarm/{name}/a {{'text': 'hot'}} error")
+    assert line(listener).startswith(f"alarm/{name}/stays ")
+    hub.alarm(f"{name}/b", "raised while it listens")
+    assert line(listener).startswith(f"alarm/{name}/b ")
+    listener.send_signal(signal.SIGSTOP)
+    assert eventually(lambda: listener.pid not in {p.pid for p in hub.programs()[0]}, WATCHDOG_S)
+    hub.alarm(f"{name}/a", None)
+    hub.alarm(f"{name}/b", None)
+    listener.send_signal(signal.SIGCONT)
+    for alarm in ("a", "b"):
+        assert line(listener) == f"alarm/{name}/{alarm} None info broker False"
+    hub.alarm(f"{name}/a", "again")
+    assert line(listener).startswith(f"alarm/{name}/a {{'text': 'again'}}")
+
+
+def kept(topic: str, number: int, value: object = 1) -> protocol.Event:
+    return protocol.Event(topic, encode_value(value), "info", "x", number, number, is_kept=True)
+
+
+def begin(feed: EventFeed, *events: protocol.Event) -> list[tuple[str, Any]]:
+    """Let a broker tell what is kept; return what the feed gives of it."""
+    feed.begin_again()
+    for event in events:
+        feed.take_first(event)
+    feed.settle(0)
+    return [(event.topic, event.value) for event in feed.taken()]
+
+
+def test_what_is_not_kept_any_more_is_told_once_and_again_when_it_is_back() -> None:
+    feed = EventFeed("*", lambda: None)
+    a, b = kept("a", 1), kept("b", 2)
+    assert begin(feed, a, b) == [("a", 1), ("b", 1)]
+    assert begin(feed, a, b) == [], "the control: all is kept yet"
+    assert begin(feed, b) == [("a", None)]
+    assert begin(feed, b) == []
+    assert begin(feed, a, b) == [("a", 1)]
+
+
+def test_what_was_seen_to_end_or_was_never_kept_is_not_told_to_have_ended() -> None:
+    feed = EventFeed("*", lambda: None)
+    assert begin(feed, kept("a", 1)) == [("a", 1)]
+    feed.take(protocol.Event("a", encode_value(None), "info", "x", 2, 2), "a")
+    feed.take(protocol.Event("b", encode_value(1), "info", "x", 3, 3), "b")
+    assert [event.topic for event in feed.taken()] == ["a", "b"]
+    assert begin(feed) == []
 
 
 # --- Who is slow ---

@@ -265,6 +265,28 @@ def test_awaiting_ends_at_its_time_and_takes_nothing_with_it() -> None:
     assert asyncio.run(wait(feed_of())) == 1
 
 
+def test_all_who_await_are_woken_however_soon_the_first_of_them_goes() -> None:
+    feed = feed_of()
+    is_gone = threading.Event()
+
+    async def wait() -> None:
+        with pytest.raises(ChannelClosed):
+            await feed.aget(WATCHDOG_S)
+        is_gone.set()
+
+    async def wait_twice() -> None:
+        tasks = [asyncio.create_task(wait()) for _ in range(2)]
+        await asyncio.sleep(0)  # until they wait
+        # Between them, time for the first to take itself from the list.
+        feed._wakers.insert(1, lambda: is_gone.wait(0.5))  # type: ignore[arg-type,return-value]
+        ending = threading.Thread(target=feed.end, args=(ChannelClosed("that was all"),))
+        ending.start()
+        await asyncio.gather(*tasks)
+        ending.join()
+
+    asyncio.run(wait_twice())
+
+
 def test_a_feed_outlives_the_event_loops_that_awaited_it() -> None:
     feed = feed_of()
     loop = asyncio.new_event_loop()
@@ -289,6 +311,20 @@ def test_a_value_that_cannot_be_read_is_the_matter_of_who_takes_it() -> None:
     with pytest.raises(CodecError):
         feed.get(0)
     assert feed.get(0) == 3
+
+
+def test_what_is_taken_at_once_loses_nothing_to_a_value_that_cannot_be_read() -> None:
+    with Feed[object]("values", convert=unpack) as feed:
+        for packed in (encode_value(1), encode_value(2), b"\xc1", encode_value(4)):
+            feed.put(packed)
+        assert is_readable(feed)
+        assert feed.taken() == [1, 2]
+        assert is_readable(feed), "there is more"
+        with pytest.raises(CodecError):
+            feed.taken()
+        assert is_readable(feed)
+        assert feed.taken() == [4]
+        assert not is_readable(feed)
 
 
 def test_a_feed_is_closed_from_any_thread_while_others_put() -> None:

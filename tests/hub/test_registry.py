@@ -64,10 +64,10 @@ class Desk:
         return self.board.answer(peer, ADMIN, body, now)
 
     def forget(self, peer: bytes) -> list[str]:
-        return self.board.forget(peer, "left")
+        return [name for name, _ in self.board.forget(peer, "left")]
 
     def expire(self, now: float, is_alive: Callable[[Hello], bool]) -> list[str]:
-        return self.board.tick(now, is_alive)
+        return [name for name, _ in self.board.tick(now, is_alive)]
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from pyhub.hub.runtime import BrokerFile, RuntimeDirectory
 from pyhub.names import lease_path
 from tests.hub.conftest import Spawn, line
 
+PUBLIC = zmq.curve_keypair()[0].decode()
+
 HOLD_LOCK = """
     import sys
     from pyhub.hub.runtime import RuntimeDirectory
@@ -35,7 +37,7 @@ def mode_of(path: Path) -> int:
 
 
 def broker_file(lease: int, epoch: str = "epoch") -> BrokerFile:
-    return BrokerFile("ipc:///x", "key", epoch, os.getpid(), lease, str(lease_path()))
+    return BrokerFile("ipc:///x", PUBLIC, epoch, os.getpid(), lease, str(lease_path()))
 
 
 # --- Where it is ---

@@ -6,19 +6,23 @@ import asyncio
 import dataclasses
 import datetime as dt
 import enum
+import signal
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import zmq
 
-from pyhub import BrokerConfig, ChannelClosed, InvalidName, MessageHub, PyhubError
+from pyhub import BrokerConfig, ChannelClosed, InvalidName, Job, MessageHub, PyhubError
 from pyhub.errors import CallCancelled, CommandFailed, ServiceNotFound
 from pyhub.hub.client.service import Service
 from tests.conftest import eventually
+from tests.hub.conftest import Spawn, line
 
 if TYPE_CHECKING:
     from decimal import Decimal  # a name that only a type checker sees
@@ -211,7 +215,7 @@ def test_arguments_that_do_not_fit_are_told_with_what_it_takes(
     service(takes_float)
     with pytest.raises(CommandFailed, match=why) as error:
         hub.call(service.name, "takes_float", **arguments)
-    assert "it takes (x: 'float') -> 'str'" in str(error.value)
+    assert "it takes (x: float) -> str" in str(error.value)
 
 
 def test_what_is_not_given_has_its_default(hub: MessageHub, service: Service) -> None:
@@ -500,3 +504,115 @@ def test_a_service_ends_with_its_hub(hub: MessageHub, worker: MessageHub, servic
         with pytest.raises(ChannelClosed):
             worker.service("another")
     assert eventually(lambda: not [t for t in threading.enumerate() if service.name in t.name])
+
+
+def test_a_parameter_that_nobody_could_give_is_refused_when_it_is_offered(
+    hub: MessageHub, name: str
+) -> None:
+    with pytest.raises(TypeError, match="which is the call's own"):
+
+        @hub.service(name)
+        def move(timeout_s: float) -> None:
+            raise AssertionError
+
+
+def test_a_message_shows_the_arguments_that_a_caller_gives_and_no_others(
+    hub: MessageHub, name: str
+) -> None:
+    @hub.service(name)
+    def move(position_mm: float, job: Job) -> float:
+        return position_mm
+
+    with pytest.raises(CommandFailed, match=r"it takes \(position_mm: float\) -> float"):
+        hub.call(name, "move", position_mm="far")
+    assert repr(hub.service(name)) == f"<Service {name}: move>"
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_a_program_that_serves_ends_in_order_when_it_is_told_to(
+    shared: BrokerConfig, spawn: Spawn, hub: MessageHub, name: str, end: signal.Signals
+) -> None:
+    child = spawn(
+        """
+        import sys
+        from pyhub import BrokerConfig, MessageHub
+
+        with MessageHub(BrokerConfig(runtime_dir=sys.argv[1], autostart=False)) as hub:
+            @hub.service(sys.argv[2])
+            def work() -> str:
+                return "done"
+
+            print("serves", flush=True)
+            hub.serve()
+            print("ended", flush=True)
+        print(repr(hub).split(",")[0], flush=True)
+        """,
+        shared.runtime_dir,
+        name,
+    )
+    assert line(child) == "serves"
+    assert hub.call(name, "work") == "done"
+    child.send_signal(end)
+    assert line(child) == "ended"
+    assert line(child) == "<MessageHub: closed"
+    assert child.wait(30) == 0
+
+
+def test_serving_ends_when_the_hub_is_closed(shared: BrokerConfig) -> None:
+    hub = MessageHub(shared)
+    threading.Timer(0.05, hub.close).start()
+    hub.serve()
+    assert hub.is_closed
+
+
+def test_types_that_only_the_command_knows_are_its_own_matter(hub: MessageHub, name: str) -> None:
+    @hub.service(name)
+    def take(path: Path, gain: np.float64, many: list[float]) -> list[object]:
+        return [str(path), float(gain), many]
+
+    given = {"path": "/data", "gain": 2, "many": np.array([1.0, 2.0])}
+    assert hub.call(name, "take", **given) == ["/data", 2.0, [1.0, 2.0]]
+    given["many"] = [np.float64(1), 2]
+    assert hub.call(name, "take", **given) == ["/data", 2.0, [1.0, 2.0]]
+    with pytest.raises(CommandFailed, match="many"):
+        hub.call(name, "take", **(given | {"many": ["x"]}))
+
+
+def test_parameters_without_names_are_refused_when_they_are_offered(
+    hub: MessageHub, name: str
+) -> None:
+    with pytest.raises(TypeError, match="arguments go by name"):
+
+        @hub.service(name)
+        def move(x: float, /) -> None:
+            raise AssertionError
+
+
+def test_threads_that_offer_at_once_make_one_service_of_all_commands(
+    hub: MessageHub, name: str
+) -> None:
+    for number in range(20):
+        start = threading.Barrier(4)
+
+        def offer(n: int, number: int = number, start: threading.Barrier = start) -> None:
+            def command() -> int:
+                return n
+
+            command.__name__ = f"c{n}"
+            start.wait()
+            hub.service(f"{name}{number}")(command)
+
+        threads = [threading.Thread(target=offer, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        service = hub.service(f"{name}{number}")
+        assert sorted(info.name for info in service.commands) == ["c0", "c1", "c2", "c3"]
+        assert [hub.call(service.name, f"c{n}") for n in range(4)] == [0, 1, 2, 3]
+        assert len(service._threads) == 1
+        service.close()
+
+
+def test_a_hub_may_have_as_many_sockets_as_there_are_descriptors(hub: MessageHub) -> None:
+    assert hub._connection.context.get(zmq.MAX_SOCKETS) > 4096

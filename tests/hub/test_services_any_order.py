@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pyhub.hub import protocol
-from pyhub.hub.broker.services import FORMER_S, FormerWorker, Services
+from pyhub.hub.broker.comebacks import FORMER_S, FormerWorker
+from pyhub.hub.broker.services import Services
 from pyhub.hub.protocol import (
     Abort,
     Accepted,
@@ -84,8 +85,9 @@ class Program:
         """A new line: what was not answered is asked again, after an introduction."""
         self.is_known, self.gap = True, False
         self.pushes.clear()
-        # An introduction says the same as news do, of calls too.
-        asks = [ask for ask in self.to_broker if isinstance(ask, Cancel | Outcome)]
+        # An introduction says the same as news do, of calls too. What came of
+        # calls is said one-way: it is lost with the line.
+        asks = [ask for ask in self.to_broker if isinstance(ask, Cancel)]
         introduction: list[RequestBody | Waiting] = []
         if self.offer is not None or self.kept or self.jobs:
             introduction.append(self.held())
@@ -167,13 +169,28 @@ class AnyOrder(RuleBasedStateMachine):
         self.here.clear()
         former = [FormerWorker(p, name, h) for (name, p), h in sorted(self.roster.rows.items())]
         self.services = Services(
-            self.epoch, self.push, self.here.__contains__, self.roster, former, self.now
+            self.epoch,
+            self.push,
+            self.here.__contains__,
+            lambda peer, service: True,
+            self.roster,
+            former,
+            self.now,
         )
 
     def push(self, peers: Sequence[bytes], body: PushBody) -> None:
+        if isinstance(body, Abort):
+            assert not any(map(self.is_awaited_by(body.call), self.programs))
         for peer in peers:
             if peer in self.here:
                 self.by_peer[peer].pushes.append(body)
+
+    def is_awaited_by(self, call: bytes) -> Callable[[Program], bool]:
+        return lambda program: (
+            program.is_alive
+            and call in program.waiting
+            and self.now < program.waiting[call].deadline
+        )
 
     def hear(self, program: Program, ask: RequestBody) -> Accepted | Refused | None:
         """As the switchboard does."""
@@ -185,7 +202,7 @@ class AnyOrder(RuleBasedStateMachine):
             case Withdraw():
                 self.services.withdraw(program.peer, ask.service)
             case Hold():
-                self.services.hold(program.peer, ask.calls, lambda service: True)
+                self.services.hold(program.peer, ask.calls)
             case Cancel():
                 self.services.cancel(program.peer, ask.call)
             case Outcome():
@@ -247,10 +264,20 @@ class AnyOrder(RuleBasedStateMachine):
         self.send_one(self.one(which, can_send), how)
 
     def send_one(self, program: Program, how: str) -> None:
-        if program.peer not in self.here:  # it is told so: "no_hello"
-            program.is_known = False
-            return
         ask = program.to_broker[0]
+        if program.peer not in self.here:
+            if isinstance(ask, Outcome):  # nobody answers that
+                program.to_broker.popleft()
+            else:  # it is told so: "no_hello"
+                program.is_known = False
+            return
+        if isinstance(ask, Outcome):
+            program.to_broker.popleft()
+            if how == "lost":  # and with it the line
+                self.say_hello(program)
+            else:
+                self.hear(program, ask)
+            return
         if isinstance(ask, Waiting) and ask.call not in program.waiting:
             program.to_broker.popleft()  # given up meanwhile
             return
@@ -347,7 +374,7 @@ class AnyOrder(RuleBasedStateMachine):
     def forget(self, program: Program) -> None:
         if program.peer in self.here:
             self.here.discard(program.peer)
-            self.services.forget(program.peer)
+            self.services.forget(program.peer, may_come_back=program.is_alive)
 
     @rule(step_s=st.sampled_from([0.0, 0.25, 1.0]))
     def tick(self, step_s: float) -> None:

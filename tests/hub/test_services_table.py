@@ -11,7 +11,9 @@ import pytest
 import pyhub.hub.broker.services as services_module
 from pyhub.errors import InvalidName
 from pyhub.hub import protocol
-from pyhub.hub.broker.services import FORMER_S, FormerWorker, Services, worker_id
+from pyhub.hub.broker.comebacks import FORMER_S, FormerWorker, worker_id
+from pyhub.hub.broker.holders import Holders
+from pyhub.hub.broker.services import Services
 from pyhub.hub.protocol import (
     Abort,
     Accepted,
@@ -49,16 +51,12 @@ class Rows:
         self.is_full = False
 
     def keep_worker(self, service: str, peer: bytes, hello: protocol.Hello) -> None:
-        self._write()
+        if self.is_full:
+            raise OSError("no room")
         self.rows[service, peer] = hello
 
     def drop_worker(self, service: str, peer: bytes) -> None:
-        self._write()
         self.rows.pop((service, peer), None)
-
-    def _write(self) -> None:
-        if self.is_full:
-            raise OSError("no room")
 
 
 class Table:
@@ -69,7 +67,13 @@ class Table:
         self.here = {A, B, C, V, W, X}
         self.pushed: list[tuple[bytes, PushBody]] = []
         former = [FormerWorker(p, name, h) for (name, p), h in sorted(self.rows.rows.items())]
-        self.services = Services(epoch, self.push, self.here.__contains__, self.rows, former, now)
+        self.no_workers: set[tuple[bytes, str]] = set()  # who may not offer what
+        self.services = Services(
+            epoch, self.push, self.here.__contains__, self.may_offer, self.rows, former, now
+        )
+
+    def may_offer(self, peer: bytes, service: str) -> bool:
+        return (peer, service) not in self.no_workers
 
     def push(self, peers: Sequence[bytes], body: PushBody) -> None:
         self.pushed += [(peer, body) for peer in peers]
@@ -107,12 +111,12 @@ class Table:
         self.services.outcome(peer, Outcome(call_id, value))
 
     def hold(self, peer: bytes, *calls: bytes) -> None:
-        self.services.hold(peer, calls, lambda service: True)
+        self.services.hold(peer, calls)
 
-    def leave(self, peer: bytes) -> None:
+    def leave(self, peer: bytes, may_come_back: bool = False) -> None:
         """As the switchboard has it: who is told of a death is here, the dead is not."""
         self.here.discard(peer)
-        self.services.forget(peer)
+        self.services.forget(peer, may_come_back)
 
     def is_empty(self) -> bool:
         table = self.services
@@ -127,6 +131,19 @@ class Table:
 @pytest.fixture
 def table() -> Table:
     return Table()
+
+
+def after(table: Table, now: float = 100.0) -> Table:
+    """Return the table of the broker that comes after that one's."""
+    return Table(table.rows, "e2", now)
+
+
+@pytest.fixture
+def next_table(table: Table) -> Table:
+    """A new broker, where V and W worked for the one before."""
+    table.offer(V)
+    table.offer(W)
+    return after(table)
 
 
 def failure_of(body: PushBody) -> str:
@@ -184,15 +201,6 @@ def test_an_offer_that_cannot_be_written_down_is_not_taken(table: Table) -> None
     table.rows.is_full = True
     with pytest.raises(OSError, match="no room"):
         table.services.offer(W, Offer("s", [CommandInfo("do")]), hello(W))
-    assert table.services.list() == []
-
-
-def test_a_worker_that_cannot_be_struck_off_is_forgotten_all_the_same(table: Table) -> None:
-    table.offer(W)
-    table.offer(V)
-    table.rows.is_full = True
-    table.leave(W)
-    assert table.services.withdraw(V, "s")
     assert table.services.list() == []
 
 
@@ -286,6 +294,8 @@ def test_a_call_that_nobody_begins_in_time_expires_and_is_never_begun(table: Tab
     ((peer, body),) = table.taken()
     assert (peer, failure_of(body)) == (A, "expired")
     table.services.expire(100.0, alive)  # what has begun is its worker's
+    table.services.expire(101.0, alive)
+    assert table.taken() == [(W, Abort(b"0"))]  # who hears it once
     assert table.numbers() == (1, 0)
     table.done(W, b"0")
     assert table.taken() == [(A, Finished(b"0", b"\x01"))]
@@ -426,7 +436,7 @@ def test_what_nobody_offers_any_more_fails_at_once(table: Table) -> None:
     assert (failure_of(body), body.call) == ("died", b"1")  # type: ignore[union-attr]
 
 
-def test_a_dead_callers_waiting_calls_are_dropped_and_running_ones_end_unheard(
+def test_a_dead_callers_waiting_calls_are_dropped_and_running_ones_aborted_and_end_unheard(
     table: Table,
 ) -> None:
     table.offer(W)
@@ -436,7 +446,7 @@ def test_a_dead_callers_waiting_calls_are_dropped_and_running_ones_end_unheard(
     table.call(B, b"2")
     table.given()
     table.leave(A)
-    assert table.taken() == []
+    assert table.taken() == [(W, Abort(b"0"))]
     assert table.numbers() == (1, 1)
     table.done(W, b"0")
     assert table.given() == [(W, b"2")]
@@ -453,7 +463,273 @@ def test_a_program_may_call_its_own_service_and_die_of_it(table: Table) -> None:
     assert table.is_empty()
 
 
+# --- Nobody waits any more ---
+
+
+@pytest.mark.parametrize("worker_is_free", [True, False])
+def test_a_call_with_no_time_left_is_never_begun(table: Table, worker_is_free: bool) -> None:
+    table.offer(W)
+    if not worker_is_free:
+        table.call(B, b"0")
+        table.given()
+    table.call(A, b"1", timeout_s=0.0)
+    ((peer, body),) = table.taken()
+    assert (peer, failure_of(body)) == (A, "expired")
+    table.done(W, b"0")
+    assert not table.executed()
+    assert table.is_empty()
+
+
+def test_a_call_with_no_time_left_is_still_asked_of_who_has_it(table: Table) -> None:
+    table.offer(W)
+    table.call(A, b"0")
+    table.given()
+    assert table.call(A, b"0", timeout_s=0.0) == Accepted(worker_id(W))  # it runs
+    assert table.taken() == []
+    table.done(W, b"0")
+    table.taken()
+    assert table.call(A, b"0", timeout_s=0.0) == Accepted(worker_id(W))  # it was done
+    assert table.given() == [(W, b"0")]
+    table.hold(V, b"1")
+    table.call(A, b"1", timeout_s=0.0)
+    assert table.given() == [(V, b"1")]
+
+
+@pytest.mark.parametrize("worker", ["", worker_id(W)], ids=["no worker", "a worker"])
+def test_a_call_in_doubt_with_no_time_left_is_not_begun_and_said_to_be_in_doubt(
+    table: Table, worker: str
+) -> None:
+    table.offer(W)
+    new = after(table)
+    new.offer(W)
+    new.call(A, b"0", timeout_s=0.0, epoch="e1", worker=worker)
+    ((_, body),) = new.taken()
+    assert failure_of(body) == "interrupted"
+    assert new.is_empty()
+
+
+def test_a_worker_hears_once_that_a_calls_time_is_over(table: Table) -> None:
+    table.offer(W)
+    table.call(A, b"0", timeout_s=2.0)
+    table.given()
+    table.services.expire(1.9, alive)
+    assert table.taken() == []
+    for now in (2.0, 2.25):
+        table.services.expire(now, alive)
+    table.services.cancel(A, b"0")
+    assert table.taken() == [(W, Abort(b"0"))]
+    table.done(W, b"0")
+    assert table.taken() == [(A, Finished(b"0", b"\x01"))]
+
+
+def test_a_call_is_wanted_for_as_long_as_the_most_patient_caller_waits(table: Table) -> None:
+    table.offer(W)
+    table.call(A, b"0", timeout_s=2.0)
+    table.call(B, b"0", timeout_s=20.0)
+    table.given()
+    table.services.expire(19.0, alive)
+    assert table.taken() == []
+    table.services.expire(20.0, alive)
+    assert table.taken() == [(W, Abort(b"0"))]
+
+
+def test_a_worker_is_told_when_the_last_caller_is_gone_not_before(table: Table) -> None:
+    table.offer(W)
+    for peer in (A, B):
+        table.call(peer, b"0")
+    table.given()
+    table.leave(A)
+    assert table.taken() == []
+    table.leave(B)
+    assert table.taken() == [(W, Abort(b"0"))]
+
+
+def test_a_silent_caller_that_comes_back_in_time_keeps_its_call(table: Table) -> None:
+    table.offer(W)
+    table.call(A, b"0", timeout_s=10.0)
+    table.given()
+    table.leave(A, may_come_back=True)
+    table.services.expire(9.0, alive)
+    table.here.add(A)
+    assert table.call(A, b"0", 9.0, timeout_s=1.0) == Accepted(worker_id(W))
+    assert table.taken() == []
+    table.done(W, b"0")
+    assert table.taken() == [(A, Finished(b"0", b"\x01"))]
+
+
+def test_a_silent_callers_call_is_aborted_when_its_time_is_over(table: Table) -> None:
+    table.offer(W)
+    for peer in (A, B, C):
+        table.call(peer, b"0", timeout_s=10.0)
+    table.given()
+    table.leave(A, may_come_back=True)
+    table.leave(B)
+    table.services.cancel(C, b"0")
+    assert table.taken() == []  # A may come back
+    table.services.expire(10.0, alive)
+    assert table.taken() == [(W, Abort(b"0"))]
+
+
+def test_a_caller_that_came_back_and_then_died_waits_no_more(table: Table) -> None:
+    table.offer(W)
+    table.call(A, b"0")
+    table.given()
+    table.leave(A, may_come_back=True)
+    table.here.add(A)
+    table.call(A, b"0")
+    table.leave(A)
+    assert table.taken() == [(W, Abort(b"0"))]
+
+
+def test_an_abort_that_was_lost_is_said_again(table: Table) -> None:
+    table.offer(W, capacity=2)
+    for call_id in (b"0", b"1"):
+        table.call(A, call_id)
+    table.services.cancel(A, b"0")
+    table.taken()
+    table.hold(W, b"0", b"1")  # it lost pushes, and says what it has
+    assert table.taken() == [(W, Abort(b"0"))]
+
+
+# --- What may be done twice ---
+
+
+def offer_twice(table: Table, *peers: bytes) -> None:
+    for peer in peers:
+        offer = Offer("s", [CommandInfo("do", is_idempotent=True)])
+        assert table.services.offer(peer, offer, hello(peer)) == Done()
+
+
+def test_what_may_be_done_twice_is_done_by_another_worker_when_the_first_one_dies(
+    table: Table,
+) -> None:
+    offer_twice(table, V, W)
+    for call_id in (b"0", b"1"):
+        table.call(A, call_id)
+    assert table.given() == [(V, b"0"), (W, b"1")]
+    table.leave(V)
+    assert table.taken() == []
+    table.done(W, b"1")
+    assert table.executed() == [(W, b"0")]
+    table.done(W, b"0")
+    assert table.taken() == [(A, Finished(b"0", b"\x01"))]
+    assert table.is_empty()
+
+
+def test_what_may_be_done_twice_dies_with_the_last_worker(table: Table) -> None:
+    offer_twice(table, W)
+    table.call(A, b"0")
+    table.given()
+    table.leave(W)
+    ((_, body),) = table.taken()
+    assert failure_of(body) == "died"
+    assert "cannot be told" in str(body)
+    assert table.is_empty()
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_what_may_be_done_twice_waits_for_a_worker_that_is_expected_back(
+    table: Table, comes_back: bool
+) -> None:
+    offer_twice(table, V, W)
+    table.call(A, b"0")
+    assert table.given() == [(V, b"0")]
+    table.services.met_again(W, hello(W))  # its line broke
+    table.leave(V)
+    assert table.taken() == []
+    if comes_back:
+        offer_twice(table, W)
+        assert table.given() == [(W, b"0")]
+    else:
+        table.services.expire(FORMER_S, alive)
+        ((_, body),) = table.taken()
+        assert failure_of(body) == "died"
+        assert table.is_empty()
+
+
+def test_what_waits_to_be_done_again_ends_with_its_time(table: Table) -> None:
+    offer_twice(table, V, W)
+    table.call(A, b"0", timeout_s=2.0)
+    table.call(A, b"1", timeout_s=20.0)
+    table.given()
+    table.leave(V)
+    table.services.expire(2.0, alive)
+    ((_, body),) = table.taken()
+    assert failure_of(body) == "died"  # not "expired": it may have begun
+    table.services.cancel(A, b"1")
+    assert table.taken() == [(W, Abort(b"1"))]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "nobody waits", "too late"])
+def test_what_nobody_waits_for_is_not_done_again(table: Table, how: str) -> None:
+    offer_twice(table, V, W)
+    table.call(A, b"0", timeout_s=2.0)
+    if how == "cancelled":
+        table.services.cancel(A, b"0")
+    elif how == "nobody waits":
+        table.leave(A)
+    else:
+        table.services.expire(2.0, alive)
+    table.taken()
+    table.leave(V)
+    assert table.executed() == []
+    assert table.is_empty()
+
+
+def test_a_command_that_ends_its_workers_does_not_end_them_all(table: Table) -> None:
+    offer_twice(table, V, W, X, C)
+    table.call(A, b"0")
+    for n_left in (2, 1, 0):
+        ((peer, _),) = table.executed()
+        table.leave(peer)
+        assert bool(n_left) == table.services.is_busy
+    ((_, body),) = table.taken()
+    assert failure_of(body) == "died"
+    (info,) = table.services.list()
+    assert len(info.workers) == 1
+
+
+def test_what_may_be_done_twice_and_is_asked_again_of_a_dead_worker_is_done_by_another(
+    table: Table,
+) -> None:
+    offer_twice(table, V, W)
+    table.call(A, b"0")
+    table.done(V, b"0")
+    table.taken()
+    table.leave(V)
+    table.call(A, b"0")
+    assert table.given() == [(W, b"0")]
+
+
+def test_what_may_be_done_twice_is_done_by_another_where_its_known_worker_does_not_come_back(
+    next_table: Table,
+) -> None:
+    offer_twice(next_table, V)
+    next_table.call(A, b"0", 100.0, epoch="e1", worker=worker_id(W))
+    assert next_table.given() == []
+    next_table.services.expire(100.1, lambda hello: hello.name != W.decode())
+    assert next_table.given() == [(V, b"0")]
+
+
 # --- Limits ---
+
+
+def test_what_others_say_to_hold_pushes_nobodys_calls_out(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Holders, "MAX_PER_PROGRAM", 3)
+    monkeypatch.setattr(Holders, "MAX_OF_GONE", 2)
+    table.hold(W, b"0")
+    for number in range(5):
+        table.hold(V, b"V%d" % number)
+    table.hold(V, b"V3")
+    holders = table.services._holders
+    assert [holders.get(b"V%d" % number) for number in range(5)] == [None, None, V, V, V]
+    table.leave(V)  # it is known for a while yet
+    assert [holders.get(b"V%d" % number) for number in range(5)] == [None, None, None, V, V]
+    assert holders.get(b"0") == W
+    table.call(A, b"0")
+    assert table.given() == [(W, b"0")]
 
 
 def test_nobody_fills_the_brokers_memory_with_calls(
@@ -628,19 +904,6 @@ def test_who_does_not_offer_again_after_its_line_broke_is_waited_for_and_then_no
 # --- A new broker ---
 
 
-def after(table: Table, now: float = 100.0) -> Table:
-    """Return the table of the broker that comes after that one's."""
-    return Table(table.rows, "e2", now)
-
-
-@pytest.fixture
-def next_table(table: Table) -> Table:
-    """A new broker, where V and W worked for the one before."""
-    table.offer(V)
-    table.offer(W)
-    return after(table)
-
-
 def test_a_new_broker_asks_callers_to_be_patient_until_workers_are_back(
     next_table: Table,
 ) -> None:
@@ -681,7 +944,11 @@ def test_who_holds_a_call_goes_on_with_it_under_a_new_broker(
 
 def test_who_may_not_offer_a_service_cannot_claim_its_calls(next_table: Table) -> None:
     next_table.call(A, b"0", 100.0, epoch="e1")
-    next_table.services.hold(X, [b"0"], lambda service: service != "s")
+    next_table.no_workers.add((X, "s"))
+    next_table.hold(X, b"0")
+    assert next_table.given() == []
+    next_table.hold(X, b"1")  # nor before they are known
+    next_table.call(A, b"1", 100.0, epoch="e1")
     assert next_table.given() == []
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pyhub import BrokerConfig, ChannelClosed, InvalidName, MessageHub, WaitTimeout
+from pyhub.codec import encode_value
 from pyhub.errors import CapacityError, CodecError, VersionConflict
 from pyhub.hub import protocol
 from pyhub.hub.client.entries import StateEntry
-from pyhub.hub.client.watching import StateFeed
+from pyhub.hub.client.feed import MAX_ITEMS
+from pyhub.hub.client.watching import EventFeed, StateFeed, Watching
 from pyhub.hub.runtime import RuntimeDirectory
 from tests.conftest import eventually
 from tests.hub.conftest import Spawn, go_on, line
@@ -194,7 +198,9 @@ def test_versions_rise_over_all_keys_and_say_who_and_when(hub: MessageHub, name:
 
 def test_if_version_sets_only_what_one_has_seen(hub: MessageHub, name: str) -> None:
     first = hub.state.set(name, 1, if_version=0)
-    with pytest.raises(VersionConflict, match=rf"has version {first.version} .*{os.getpid()}@"):
+    with pytest.raises(
+        VersionConflict, match=rf"key '{name}' has version {first.version} .*{os.getpid()}@"
+    ):
         hub.state.set(name, 2, if_version=0)
     second = hub.state.set(name, 2, if_version=first.version)
     for use in (
@@ -205,9 +211,39 @@ def test_if_version_sets_only_what_one_has_seen(hub: MessageHub, name: str) -> N
             use()
     assert hub.state.entry(name) == second
     hub.state.delete(name, if_version=second.version)
-    with pytest.raises(VersionConflict, match="is not there"):
+    with pytest.raises(VersionConflict, match=f"key '{name}' is not there"):
         hub.state.set(name, 3, if_version=second.version)
     assert name not in hub.state
+
+
+def test_of_many_who_delete_a_key_at_once_one_did(hub: MessageHub, name: str) -> None:
+    n_threads, n_rounds = 4, 50
+    together = threading.Barrier(n_threads)
+    n_deleted = 0
+
+    def delete() -> None:
+        nonlocal n_deleted
+        for number in range(n_rounds):
+            if together.wait() == 0:
+                hub.state[name] = number
+            together.wait()
+            try:
+                del hub.state[name]
+            except KeyError:
+                continue
+            with counting:
+                n_deleted += 1
+
+    counting = threading.Lock()
+    threads = [threading.Thread(target=delete) for _ in range(n_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert n_deleted == n_rounds
+    assert hub.state.delete(name) is False
+    hub.state[name] = 1
+    assert hub.state.delete(name) is True
 
 
 @pytest.mark.parametrize("is_careful", [True, False])
@@ -311,6 +347,36 @@ def test_a_watch_ends_with_its_hub_and_when_it_is_closed(
     assert mine.n_watches == 0
 
 
+def test_what_could_not_be_begun_leaves_no_feed(shared: BrokerConfig) -> None:
+    with MessageHub(shared) as hub:
+        watching = hub._holdings.watching
+        hub.state.watch("*")
+        assert len(watching._feeds) == 1, "the control"
+    for begin in (watching.state, watching.events):
+        with pytest.raises(ChannelClosed, match="shut down"):
+            begin("*")
+    assert watching._feeds == {}
+
+
+def test_a_gap_is_noted_while_others_close_their_feeds() -> None:
+    watching = Watching()
+
+    class Closing(EventFeed):
+        """A feed that another thread closes just as it is told."""
+
+        n_told = 0
+
+        def __setattr__(self, attribute: str, value: object) -> None:
+            super().__setattr__(attribute, value)
+            if attribute == "n_lost" and value == 3:
+                Closing.n_told += 1
+                watching._feeds.pop(Closing.n_told)
+
+    watching._feeds = {number: Closing("*", lambda: None) for number in (1, 2, 3)}
+    assert watching.note_gap(3) == []
+    assert Closing.n_told == 3
+
+
 def test_all_of_5000_keys_are_told_as_of_one_moment(config: BrokerConfig) -> None:
     with MessageHub(config) as hub:
         connection = hub._connection
@@ -361,15 +427,21 @@ def test_a_value_that_cannot_be_read_is_an_error_where_it_is_read_and_nowhere_el
         for key, value in (("a", b"\x01"), ("b", b"\xc1"), ("c", b"\x03")):
             body = protocol.SetState(os.urandom(12), f"{name}/{key}", value)
             hub._connection.ask(body, protocol.Stated)
-        assert feed.get(WATCHDOG_S).value == 1
-        with pytest.raises(CodecError):
-            feed.get(WATCHDOG_S)
-        assert feed.get(WATCHDOG_S).value == 3
-    with pytest.raises(CodecError):
+        seen = take(feed, 3)
+    assert [entry.value for entry in seen] == [1, None, 3]
+    assert [entry.problem.partition("\n")[0] for entry in seen] == ["", "unreadable: 1 bytes", ""]
+    assert not seen[1].is_deleted
+    assert hub.state.entries(f"{name}/*") == seen
+    assert hub.state.entry(f"{name}/b") == seen[1]
+    assert pairs(seen) == [item for item in hub.state.items() if item[0].startswith(f"{name}/")]
+    with pytest.raises(CodecError) as error:
         _ = hub.state[f"{name}/b"]
+    assert f"the value of '{name}/b', set by {seen[1].source}, is unreadable" in str(error.value)
+    assert "not one whole MessagePack object" in str(error.value)
+    assert "flex zone" not in str(error.value)
     assert hub.state[f"{name}/c"] == 3
     assert {f"{name}/a", f"{name}/b", f"{name}/c"} <= set(hub.state)
-    hub.state.delete(f"{name}/b")
+    del hub.state[f"{name}/b"]
     assert f"{name}/b" not in hub.state
 
 
@@ -386,6 +458,8 @@ def stop(config: BrokerConfig) -> None:
     broker = RuntimeDirectory(config.runtime_dir).read_broker()
     assert broker is not None
     os.kill(broker.pid, signal.SIGTERM)
+    # Until then, it does what it is asked: a change that it tells yet says nothing of the next.
+    assert eventually(lambda: not broker.is_alive(), WATCHDOG_S)
 
 
 @pytest.mark.parametrize("ends", [kill, stop])
@@ -425,3 +499,56 @@ def test_a_key_that_was_deleted_while_one_was_away_is_told(
     assert line(watcher) == f"{name}/a deleted"
     hub.state[f"{name}/b"] = 3
     assert line(watcher) == f"{name}/b 3", "and what it had seen is not told again"
+
+
+def test_who_is_far_behind_still_gets_each_keys_newest_value(
+    hub: MessageHub, shared: BrokerConfig, name: str
+) -> None:
+    with MessageHub(shared) as other, hub.state.watch(f"{name}/*") as feed:
+        other.state[f"{name}/door"] = "open"
+        versions = [StateChange(n, f"{name}/fast") for n in range(MAX_ITEMS + 1000)]
+        last = other.state.entry(f"{name}/door")
+        assert last is not None
+        for change in versions:
+            feed.take(change.after(last.version), change.key)
+        newest = {entry.key: entry.value for entry in feed.taken()}
+        assert newest == {f"{name}/door": "open", f"{name}/fast": len(versions) - 1}
+        assert feed.n_lost > 0
+
+
+@dataclasses.dataclass
+class StateChange:
+    """A change as the broker would push it."""
+
+    number: int
+    key: str
+
+    def after(self, version: int) -> protocol.StateEntry:
+        value = encode_value(self.number)
+        return protocol.StateEntry(self.key, value, version + 1 + self.number, 0, "a test")
+
+
+def test_a_state_that_began_anew_is_seen_though_its_versions_did_too(
+    config: BrokerConfig, runtime: Path
+) -> None:
+    with MessageHub(config) as hub, MessageHub(config) as watcher:
+        feed = watcher.state.watch("g/*")
+        for number in range(50):
+            hub.state["g/x"] = number
+        hub.state["g/y"] = "gone with the file"
+        while (entry := feed.get(WATCHDOG_S)).key != "g/y":
+            pass
+        broker = RuntimeDirectory(runtime).read_broker()
+        assert broker is not None
+        watcher._connection._line.acquire()  # it is late
+        os.kill(broker.pid, signal.SIGKILL)
+        for file in runtime.glob("state.db*"):
+            file.unlink()
+        hub.state["g/x"] = "new"
+        watcher._connection._line.release()
+        seen = {entry.key: entry.value for entry in [feed.get(WATCHDOG_S), feed.get(WATCHDOG_S)]}
+        assert seen == {"g/x": "new", "g/y": None}
+        hub.state["g/x"] = "newest"
+        assert feed.get(WATCHDOG_S).value == "newest"
+        feed.close()
+        assert entry.version > hub.state.entry("g/x").version  # type: ignore[union-attr]

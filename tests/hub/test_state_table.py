@@ -34,7 +34,7 @@ class Hub:
     def begin(self) -> None:
         """Begin as the next broker does; nobody watches yet."""
         version = self.kept[-1][0].version if self.kept else 0
-        self.watches = Watches(lambda peer, name: True)
+        self.watches = Watches(lambda peer, subject, name: True)
         self.table = StateTable(
             self._push, self.watches, self._keep, list(self.kept), version, lambda: 123
         )

@@ -15,7 +15,7 @@ import pytest
 
 from pyhub.errors import AccessDenied, PyhubError
 from pyhub.hub import protocol
-from pyhub.hub.broker.services import FormerWorker
+from pyhub.hub.broker.comebacks import FormerWorker
 from pyhub.hub.broker.state import StateTable
 from pyhub.hub.broker.store import LAYOUT, Store
 from pyhub.hub.broker.topics import NIL
@@ -173,7 +173,7 @@ def test_past_changes_are_forgotten_and_present_values_never(
 
 def test_a_table_of_state_goes_on_from_the_file(opened: Callable[[], Store]) -> None:
     def table(store: Store) -> StateTable:
-        watches = Watches(lambda peer, name: True)
+        watches = Watches(lambda peer, subject, name: True)
         return StateTable(
             lambda peers, body: None, watches, store.keep_entry, store.entries(), store.version
         )

@@ -12,11 +12,11 @@ import pytest
 
 from pyhub.hub import protocol
 from pyhub.hub.broker import registry as registry_module
+from pyhub.hub.broker.comebacks import worker_id
 from pyhub.hub.broker.registry import GONE_S, Registry
 from pyhub.hub.broker.rights import ROLES, Client, Role, Verb
-from pyhub.hub.broker.services import worker_id
 from pyhub.hub.broker.store import Store
-from pyhub.hub.broker.switchboard import Switchboard
+from pyhub.hub.broker.switchboard import Gone, Switchboard
 from pyhub.hub.protocol import (
     ChannelInfo,
     CommandInfo,
@@ -105,6 +105,32 @@ def code_of(reply: ReplyBody | None) -> str:
     return reply.code if isinstance(reply, Refused) else ""
 
 
+# How a program ends: that of C, with the lease 3 and the channel cam1.
+
+
+def names(gone: Gone) -> list[str]:
+    return [name for name, _ in gone]
+
+
+def leave(desk: Desk) -> None:
+    desk.ask(C, protocol.Goodbye())
+
+
+def die(desk: Desk) -> None:
+    assert names(desk.board.tick(desk.now, lambda hello: hello.lease != 3)) == ["cam1"]
+
+
+def be_found_dead(desk: Desk) -> None:
+    assert names(desk.board.bury(lambda hello: hello.lease != 3, [b"nobody", A, C])) == ["cam1"]
+
+
+def fall_silent(desk: Desk) -> None:
+    desk.now = GONE_S + 0.1
+    for peer in (A, B):
+        desk.ask(peer, protocol.Ping())
+    assert names(desk.board.tick(desk.now, alive)) == ["cam1"]
+
+
 # --- Rights ---
 
 # Each request with the verb that it needs, and the name that it is done to.
@@ -123,7 +149,7 @@ NEEDS: list[tuple[RequestBody, Verb | None, str]] = [
     (protocol.Cancel(ID), None, ""),
     (protocol.Outcome(ID), None, ""),
     (protocol.Progress(ID, b""), None, ""),
-    (protocol.Hold([ID]), None, ""),
+    (protocol.Hold([]), None, ""),
     (protocol.Withdraw("stage"), None, ""),
     (protocol.SetState(ID, "cam1/gain", b"\x01"), "set", "cam1/gain"),
     (protocol.GetState("cam1/gain"), "read", "cam1/gain"),
@@ -189,6 +215,34 @@ def test_rights_by_name_stand_for_what_the_role_says(
     check_right(desk, who, body, may)
 
 
+@pytest.mark.parametrize(
+    ("who", "may"),
+    [
+        (client("viewer"), False),
+        (client("operator"), False),
+        (client("producer"), True),
+        (client("producer", offer=[]), False),
+        (client("viewer", offer=["stage"]), True),
+    ],
+    ids=["viewer", "operator", "producer", "producer of none", "viewer of one"],
+)
+def test_only_who_may_offer_something_holds_calls(desk: Desk, who: Client, may: bool) -> None:
+    desk.ask(C, hello(), who)
+    assert code_of(desk.ask(C, protocol.Hold([ID]), who)) == ("" if may else "not_allowed")
+    assert desk.ask(C, protocol.Hold([]), who) == Done()  # who lost pushes says it, too
+
+
+def test_a_holder_that_may_not_offer_the_service_gets_no_calls_of_it(desk: Desk) -> None:
+    crook = client("viewer", offer=["other"])
+    desk.ask(C, hello(), crook)
+    desk.ask(B, protocol.Offer("stage", [CommandInfo("move")]))
+    desk.ask(C, protocol.Hold([ID]), crook)
+    desk.ask(A, protocol.Call(ID, "stage", "move", b"\x80", 1.0))
+    assert [type(body) for body in desk.pushed(B)] == [Execute]
+    desk.ask(C, protocol.Outcome(ID, b"\x2a"), crook)
+    assert desk.pushed(A) == []
+
+
 def test_lists_hold_only_what_may_be_read(desk: Desk) -> None:
     for name in ("cam1", "secret1"):
         desk.ask(A, protocol.Register(channel(name)))
@@ -227,7 +281,74 @@ def test_a_pattern_reaches_no_further_than_its_programs_rights(desk: Desk) -> No
     assert seen == [(n, ["cam1/gain"]) for n in (1, 2, 0, 0)]
 
 
+@pytest.mark.parametrize(
+    ("read", "seen"),
+    [
+        (["cam1"], ["hub/channel/cam1", "hub/service/cam1"]),
+        (["hub/*", "channel/*", "service/*"], []),
+        (["program/*", "1", "2", "3", "4"], []),
+    ],
+)
+def test_of_the_brokers_events_each_is_heard_by_who_may_see_what_it_tells_of(
+    desk: Desk, read: list[str], seen: list[str]
+) -> None:
+    guest = client("viewer", read=read)
+    desk.ask(C, hello(), guest)
+    desk.ask(C, protocol.Watch(1, "events", "*"), guest)
+    for name in ("cam1", "secret1"):
+        desk.ask(A, protocol.Register(channel(name)))
+        desk.ask(A, protocol.Offer(name, [CommandInfo("do")]))
+    desk.ask(b"program D", hello())
+    assert [topic for topic, _ in desk.events(C)] == seen
+
+
+def test_only_administrators_hear_of_programs(desk: Desk) -> None:
+    """As only they may list them."""
+    producer = client("producer")
+    desk.ask(C, hello(), producer)
+    for peer, who in ((A, ADMIN), (C, producer)):
+        desk.ask(peer, protocol.Watch(1, "events", "hub/*"), who)
+    watch = protocol.Watch(2, "events", "hub/program/4")
+    assert code_of(desk.ask(C, watch, producer)) == "not_allowed"
+    assert isinstance(desk.ask(A, watch), protocol.Watching)
+    desk.ask(b"program D", hello())
+    outbox = desk.board.outbox
+    assert [peers for peers, body in outbox if isinstance(body, EventHappened)] == [[A]]
+
+
+def test_a_key_of_the_state_is_no_event_whatever_it_is_called(desk: Desk) -> None:
+    guest = client("viewer", read=["cam1"])
+    desk.ask(C, hello(), guest)
+    for key in ("hub/channel/cam1", "hub/service/hub/channel/cam1"):
+        assert code_of(desk.ask(C, protocol.GetState(key), guest)) == "not_allowed"
+        watch = protocol.Watch(1, "state", key)
+        assert code_of(desk.ask(C, watch, guest)) == "not_allowed"
+
+
+@pytest.mark.parametrize("value", [b"\x01", None])
+def test_nobody_sets_keys_below_what_is_the_brokers_own(desk: Desk, value: bytes | None) -> None:
+    for number, key in enumerate(("hub/", "hub/channel/cam1")):
+        body = protocol.SetState(b"%d" % number, key, value)
+        assert code_of(desk.ask(A, body)) == "not_allowed"
+    assert isinstance(desk.ask(A, protocol.SetState(ID, "hubs/x", b"\x01")), protocol.Stated)
+
+
 # --- Keys and addresses ---
+
+
+@pytest.mark.parametrize("is_own", [False, True], ids=["another's", "the broker's own"])
+def test_programs_of_one_key_leave_places_for_others(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, is_own: bool
+) -> None:
+    monkeypatch.setattr(registry_module, "MAX_PROGRAMS_PER_KEY", 3)
+    who = Client("gui", "viewer", {}, "its key", is_own)
+    peers = [b"n%d" % number for number in range(5)]
+    codes = [code_of(desk.ask(peer, hello(), who)) for peer in peers]
+    assert codes == ([""] * 5 if is_own else ["", "", "", "too_many", "too_many"])
+    desk.ask(peers[0], protocol.Goodbye(), who)
+    assert code_of(desk.ask(peers[4], hello(), who)) == ""
+    assert code_of(desk.ask(peers[4], hello(), who)) == ""  # again: it is one
+    assert code_of(desk.ask(C, hello(), client("viewer"))) == ""
 
 
 def test_another_key_at_a_known_address_is_refused(desk: Desk) -> None:
@@ -348,6 +469,59 @@ def test_a_short_call_is_answered_by_what_came_of_it_and_a_long_one_accepted(des
     assert len(desk.board.replies) == 2
 
 
+def test_a_call_that_is_sent_again_has_an_answer_to_each(desk: Desk) -> None:
+    """Else its program takes the broker for stuck, and makes new lines for ever."""
+    desk.ask(B, protocol.Offer("s", [CommandInfo("do")]))
+    call = protocol.Call(b"1", "s", "do", b"\x80", 9.0)
+    for request_id in (1, 2, 3):
+        assert desk.ask(A, call, request_id=request_id) is None
+    accepted = protocol.Accepted(worker_id(B))
+    assert desk.board.replies == [(A, 1, accepted), (A, 2, accepted)]
+    desk.ask(A, call, request_id=3)  # the same message twice is one
+    desk.ask(A, call)
+    assert len(desk.board.replies) == 2
+    desk.ask(B, protocol.Outcome(b"1", b"\x2a"))
+    assert desk.board.replies[2:] == [(A, 3, Finished(b"1", b"\x2a"))]
+
+
+def test_a_call_is_still_answered_when_another_one_of_its_id_is_refused(desk: Desk) -> None:
+    desk.ask(B, protocol.Offer("s", [CommandInfo("do"), CommandInfo("undo")]))
+    for number, command in enumerate(("do", "undo"), 1):
+        call = protocol.Call(b"1", "s", command, b"\x80", 9.0)
+        assert code_of(desk.ask(A, call, request_id=number)) == ("bad_message" * (number - 1))
+    assert desk.board.replies == []
+    desk.ask(B, protocol.Outcome(b"1", b"\x2a"))
+    assert desk.board.replies == [(A, 1, Finished(b"1", b"\x2a"))]
+
+
+def test_a_call_with_no_time_is_answered_by_its_expiry(desk: Desk) -> None:
+    desk.ask(B, protocol.Offer("s", [CommandInfo("do")]))
+    assert desk.ask(A, protocol.Call(b"1", "s", "do", b"\x80", 0.0), request_id=1) is None
+    ((peer, number, reply),) = desk.board.replies
+    assert (peer, number) == (A, 1)
+    assert isinstance(reply, Finished)
+    assert reply.failure is not None
+    assert reply.failure.code == "expired"
+    assert desk.pushed(B) == []
+
+
+@pytest.mark.parametrize(
+    ("end", "is_told"),
+    [(die, True), (leave, True), (fall_silent, False)],
+    ids=["died", "left", "silent"],
+)
+def test_a_worker_is_told_when_its_caller_is_gone_but_not_when_it_is_only_silent(
+    desk: Desk, end: Callable[[Desk], None], is_told: bool
+) -> None:
+    desk.ask(B, protocol.Offer("s", [CommandInfo("do")]))
+    desk.ask(C, hello(lease=3))
+    desk.ask(C, protocol.Register(channel()))  # as these ends expect
+    desk.ask(C, protocol.Call(b"1", "s", "do", b"\x80", 9.0))
+    desk.pushed(B)
+    end(desk)
+    assert desk.pushed(B) == [protocol.Abort(b"1")] * is_told
+
+
 def test_a_refused_call_is_answered_at_once(desk: Desk) -> None:
     call = protocol.Call(b"1", "s", "do", b"\x80", 9.0)
     assert code_of(desk.ask(A, call, request_id=1)) == "no_service"
@@ -417,25 +591,6 @@ def test_the_broker_tells_of_channels_services_and_programs(listener: Desk) -> N
         ("hub/service/stage", {"what": "withdrawn", "who": who}),
         ("hub/channel/cam1", {"what": "gone", "why": "it was closed"}),
     ]
-
-
-def leave(desk: Desk) -> None:
-    desk.ask(C, protocol.Goodbye())
-
-
-def die(desk: Desk) -> None:
-    assert desk.board.tick(desk.now, lambda hello: hello.lease != 3) == ["cam1"]
-
-
-def be_found_dead(desk: Desk) -> None:
-    assert desk.board.bury(lambda hello: hello.lease != 3, [b"nobody", A, C]) == ["cam1"]
-
-
-def fall_silent(desk: Desk) -> None:
-    desk.now = GONE_S + 0.1
-    for peer in (A, B):
-        desk.ask(peer, protocol.Ping())
-    assert desk.board.tick(desk.now, alive) == ["cam1"]
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp())
         self.now = 0.0
         self.allowed = set(PEERS)
-        self.n_refused = self.n_told = 0
+        self.n_refused = self.n_told = self.n_calls = 0
+        self.owed: set[tuple[bytes, int]] = set()  # answers to calls: to whom, to which request
         self.store = Store(self.directory / "state.db")
         self.begin("e1")
 
@@ -53,6 +54,7 @@ class AnyOrder(RuleBasedStateMachine):
         registry = Registry(epoch, lambda name: f"ipc:///run/{name}.sock", now=self.now)
         self.board = Switchboard(registry, self.store, self.note_refusal, self.now)
         self.pushed: dict[bytes, int] = dict.fromkeys(PEERS, 0)
+        self.owed.clear()
 
     def note_refusal(self, code: str, who: str, why: str) -> None:
         assert all((code, who, why))
@@ -65,14 +67,20 @@ class AnyOrder(RuleBasedStateMachine):
         if isinstance(body, protocol.Hello):
             self.take()
             self.pushed[peer] = 0
+            self.owed = {each for each in self.owed if each[0] != peer}
         reply = self.board.answer(peer, CLIENTS[peer], body, self.now, request_id)
         if isinstance(reply, Refused) and reply.code != "no_hello":
             self.n_refused += 1
         assert self.n_told == self.n_refused
+        if reply is None:
+            self.owed.add((peer, request_id))
         self.take()
         return not isinstance(reply, Refused)
 
     def take(self) -> None:
+        replies, self.board.replies = self.board.replies, []
+        for peer, request_id, _ in replies:
+            self.owed.remove((peer, request_id))  # once
         outbox, self.board.outbox = self.board.outbox, []
         for to, _ in outbox:
             assert len(to) == len(set(to))
@@ -116,10 +124,11 @@ class AnyOrder(RuleBasedStateMachine):
     def withdraw(self, peer: bytes, name: str) -> None:
         self.twice(peer, protocol.Withdraw(name))
 
-    @rule(peer=peers, name=names, call=few, request_id=st.integers(0, 3))
-    def call(self, peer: bytes, name: str, call: int, request_id: int) -> None:
+    @rule(peer=peers, name=names, call=few, has_id=st.booleans())
+    def call(self, peer: bytes, name: str, call: int, has_id: bool) -> None:
         body = protocol.Call(b"%d" % call, name, "do", b"\x80", 2.0)
-        self.ask(peer, body, request_id)
+        self.n_calls += 1
+        self.ask(peer, body, self.n_calls if has_id else 0)
 
     @rule(peer=peers, call=few)
     def end_a_call(self, peer: bytes, call: int) -> None:
@@ -219,6 +228,14 @@ class AnyOrder(RuleBasedStateMachine):
         calls = self.board.services._calls
         for peer, call in self.board._unanswered:
             assert peer in calls[call].callers
+
+    @invariant()
+    def no_answer_is_forgotten(self) -> None:
+        known = self.board._unanswered.items()
+        here = self.board.registry.programs
+        assert {(peer, asked.request_id) for (peer, _), asked in known} == {
+            (peer, request_id) for peer, request_id in self.owed if peer in here
+        }
 
 
 TestAnyOrder = AnyOrder.TestCase

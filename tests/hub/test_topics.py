@@ -25,7 +25,7 @@ class Hub:
         self.pushed: list[tuple[Sequence[bytes], EventHappened]] = []
         self.kept: list[Event] = []
         self.problem: OSError | None = None
-        self.watches = Watches(lambda peer, name: True)
+        self.watches = Watches(lambda peer, subject, name: True)
         self.topics = Topics(self._push, self.watches, self._keep, kept)
 
     def _push(self, peers: Sequence[bytes], body: protocol.PushBody) -> None:

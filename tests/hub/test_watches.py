@@ -24,7 +24,7 @@ class Rights:
         self.hidden: set[tuple[bytes, str]] = set()
         self.n_asked = 0
 
-    def may_read(self, peer: bytes, name: str) -> bool:
+    def may_read(self, peer: bytes, subject: str, name: str) -> bool:
         self.n_asked += 1
         return (peer, name) not in self.hidden
 
@@ -220,7 +220,7 @@ steps = st.lists(
 @settings(max_examples=200, deadline=None, database=None)
 @given(steps)
 def test_who_is_found_is_who_watches_whatever_came_before(steps: list[tuple[Any, ...]]) -> None:
-    watches = Watches(lambda peer, name: (peer, name) != (B, "a/c"))
+    watches = Watches(lambda peer, subject, name: (peer, name) != (B, "a/c"))
     model: dict[bytes, dict[int, str]] = {A: {}, B: {}}
     for step, *rest in [*steps, *(("look", name) for name in ["a", "b", "a/b", "a/c", "b/c"])]:
         if step == "add":

@@ -23,7 +23,15 @@ def test_every_finding_that_is_not_well_comes_with_advice() -> None:
 
 def test_it_names_the_versions_that_a_bug_report_needs() -> None:
     fact = by_subject()["versions"].fact
-    for part in (f"pyhub {pyhub.__version__}", "layout ", "Python 3.", "numpy ", "pyzmq ", "h5py "):
+    for part in (
+        f"pyhub {pyhub.__version__}",
+        "layout ",
+        "Python 3.",
+        "numpy ",
+        "pyzmq ",
+        "h5py ",
+        "PyYAML ",
+    ):
         assert part in fact
 
 

@@ -39,7 +39,7 @@ class AllowList:
     """
 
     def __init__(self, own: str, path: Path | None) -> None:
-        self._own = {own.encode(): Client(LOCAL_NAME, "admin", {}, own)}
+        self._own = {own.encode(): Client(LOCAL_NAME, "admin", {}, own, is_own=True)}
         self._path = path
         self._clients: Mapping[bytes, Client] = self._own
         self.problem = ""

@@ -24,6 +24,8 @@ __all__ = ["Program", "Registry", "page_of"]
 T = TypeVar("T")
 
 MAX_PROGRAMS = 4096
+# Of one key, so that nobody takes all places; the broker's own user may.
+MAX_PROGRAMS_PER_KEY = 1000
 MAX_CHANNELS_PER_PROGRAM = 4096
 PAGE = 1000
 # Of descriptions that are long there are fewer on a page: it must fit into a reply.
@@ -106,6 +108,11 @@ class Registry:
             )
         if len(self.programs) >= MAX_PROGRAMS:
             return Refused("too_many", f"more than {MAX_PROGRAMS} programs")
+        if not client.is_own and self._n_programs_of(client) >= MAX_PROGRAMS_PER_KEY:
+            return Refused(
+                "too_many",
+                f"more than {MAX_PROGRAMS_PER_KEY} programs of client {client.name!r}",
+            )
         spoken = min(body.protocol, protocol.PROTOCOL)
         self.programs[peer] = Program(next(self._numbers), client, body, spoken, now)
         return self.welcome(self.programs[peer])
@@ -214,6 +221,9 @@ class Registry:
             self._n_readers[key] -= 1
             if not self._n_readers[key]:
                 del self._n_readers[key]
+
+    def _n_programs_of(self, client: Client) -> int:
+        return sum(program.client.key == client.key for program in self.programs.values())
 
     def _channel(self, name: str, now: float) -> ChannelInfo | None:
         holder = self.programs.get(self.channels.get(name, b""))

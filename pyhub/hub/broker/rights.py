@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from pyhub.names import pattern
@@ -46,12 +46,15 @@ class Client:
         For verbs that are listed, patterns of names instead of what the role says.
     key
         Its public key, in Z85.
+    is_own
+        Whether it is the broker's own user.
     """
 
     name: str
     role: Role
     rights: Mapping[Verb, Sequence[str]]
     key: str = ""
+    is_own: bool = field(default=False, compare=False)
 
     def may(self, verb: Verb, name: str) -> bool:
         """Whether it may do that to what is called `name`."""
@@ -59,3 +62,8 @@ class Client:
         if patterns is None:
             return verb in ROLES[self.role]
         return any(pattern(each).match(name) for each in patterns)
+
+    def may_any(self, verb: Verb) -> bool:
+        """Whether there may be a name to which it may do that."""
+        patterns = self.rights.get(verb)
+        return verb in ROLES[self.role] if patterns is None else bool(patterns)

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import zmq
 
 from pyhub._core import lease_is_alive, process_lease
+from pyhub.errors import PyhubError
 from pyhub.hub import protocol
 from pyhub.hub.broker import zap
 from pyhub.hub.broker.allow_list import AllowList
 from pyhub.hub.broker.audit import Audit
-from pyhub.hub.broker.registry import Registry
+from pyhub.hub.broker.registry import Program, Registry
 from pyhub.hub.broker.store import Store
-from pyhub.hub.broker.switchboard import Switchboard
+from pyhub.hub.broker.switchboard import Gone, Switchboard
 from pyhub.hub.keys import KeyPair, load_or_create_keys, read_keys
 from pyhub.hub.runtime import BrokerFile, RuntimeDirectory
 from pyhub.names import lease_path
@@ -122,7 +123,7 @@ class Broker:
             router.bind(self._runtime.broker_endpoint)
             for endpoint in () if self._site is None else self._site.listen:
                 router.ipv6 = "[" in endpoint
-                router.bind(endpoint)
+                _bind(router, endpoint)
                 bound = str(
                     router.getsockopt_string(zmq.LAST_ENDPOINT)
                 )  # its port, where any would do
@@ -131,7 +132,7 @@ class Broker:
             try:
                 self._loop(doorman, router)
             finally:
-                self._runtime.remove_broker(self._registry.epoch)
+                self._take_leave()
 
     def _keys(self) -> KeyPair:
         if self._site is None or self._site.key_file is None:
@@ -150,6 +151,13 @@ class Broker:
         )
         self._runtime.write_broker(broker)
         _log.info("broker %s listens on %s", broker.epoch, broker.endpoint)
+
+    def _take_leave(self) -> None:
+        try:
+            self._runtime.remove_broker(self._registry.epoch)
+        except OSError as error:  # there may be no descriptor left to look with
+            # Programs see by its lease that the broker which it tells of is gone.
+            _log.warning("broker.json is left behind: %s", error)
 
     def _loop(self, doorman: Router, router: Router) -> None:
         poller = zmq.Poller()
@@ -260,14 +268,22 @@ class Broker:
     def _is_alive(self, hello: protocol.Hello) -> bool:
         # Another host's lock file, or another directory's, is not ours to ask;
         # of such programs only their pings tell.
-        if hello.host != self._host or hello.lease_file != self._lease_file:
-            return True
-        return lease_is_alive(hello.lease_file, hello.lease)
+        return not self._is_local(hello) or lease_is_alive(hello.lease_file, hello.lease)
 
-    def _forget_sockets(self, names: list[str]) -> None:
-        for name in names:
+    def _is_local(self, hello: protocol.Hello) -> bool:
+        return hello.host == self._host and hello.lease_file == self._lease_file
+
+    def _forget_sockets(self, gone: Gone) -> None:
+        for name, program in gone:
             _log.info("channel %r: its producer's program is gone", name)
+            if not self._has_socket_here(program):
+                continue
             Path(self._runtime.endpoint_of(name).removeprefix("ipc://")).unlink(missing_ok=True)
+
+    def _has_socket_here(self, program: Program) -> bool:
+        # Another host's, or user's, is elsewhere: here, that name may be of a
+        # program that lives, and has not registered yet.
+        return program.client.is_own and self._is_local(program.hello)
 
     def _note_refusal(self, code: str, who: str, why: str) -> None:
         self._audit.refused(code, who, "a message", why)
@@ -309,6 +325,17 @@ def secure(router: zmq.Socket[bytes], secret_key: str) -> None:
     router.heartbeat_ivl = 1000
     router.heartbeat_timeout = 3000
     router.router_handover = True  # a program that reconnects is the same one
+
+
+def _bind(router: Router, endpoint: str) -> None:
+    try:
+        router.bind(endpoint)
+    except zmq.ZMQError as error:
+        raise PyhubError(
+            f"the broker cannot listen on {endpoint}: {zmq.strerror(error.errno or 0)}.\n"
+            "  Another program may have that port, or this host no such address: see `ss -ltnp`. "
+            "Choose another one under `listen` in the site's file."
+        ) from error
 
 
 def _bounded(reply: protocol.Reply) -> bytes:

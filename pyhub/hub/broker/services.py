@@ -8,52 +8,24 @@ or may have been, the caller is told that nobody knows whether it ran.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from pyhub.hub import protocol
+from pyhub.hub.broker.comebacks import Comebacks, FormerWorker, Roster, worker_id
+from pyhub.hub.broker.holders import Holders
 from pyhub.hub.protocol import Accepted, CommandInfo, Done, Failure, Refused
 from pyhub.names import check_name
 
-__all__ = ["FORMER_S", "FormerWorker", "Roster", "Services", "worker_id"]
+__all__ = ["Services"]
 
 MAX_SERVICES_PER_PROGRAM = 256
 MAX_WAITING = 1000  # calls of one service that no worker has begun
 MAX_CALLS_PER_CALLER = 1000
 _MAX_ENDED = 10_000
-# A new broker waits so long for the workers of the one before it.
-FORMER_S = 5.0
-# Of a worker that is gone, the next broker is to know for so long: by then, its
-# callers have heard what came of their calls, or are gone themselves.
-_REMEMBERED_S = 60.0
-
-
-def worker_id(peer: bytes) -> str:
-    """Return how a worker is called before others: its address is its own secret."""
-    return hashlib.blake2b(peer, digest_size=6, person=b"pyhub-worker").hexdigest()
-
-
-@dataclass(frozen=True)
-class FormerWorker:
-    """A program that worked for a service under the broker before."""
-
-    peer: bytes
-    service: str
-    hello: protocol.Hello
-
-
-class Roster(Protocol):
-    """Where it is written down who works for what, for the next broker."""
-
-    def keep_worker(self, service: str, peer: bytes, hello: protocol.Hello) -> None:
-        """Remember that `peer` works for `service`."""
-
-    def drop_worker(self, service: str, peer: bytes) -> None:
-        """Forget it."""
+# A command that ends whoever does it is not given to all workers in turn.
+MAX_WORKERS_OF_A_CALL = 3
 
 
 @dataclass
@@ -85,15 +57,13 @@ class _Call:
     source: str
     deadline: float
     worker: bytes | None = None  # who has it
-    is_in_doubt: bool = False  # it may have begun under a broker before this one
+    # It waits for workers to come back: one of them may have begun it.
+    is_in_doubt: bool = False
     may_be_done: bool = False  # its worker is asked again for what came of it
-
-
-@dataclass
-class _Former:
-    hello: protocol.Hello
-    services: set[str]
-    until: float
+    is_idempotent: bool = False  # as its worker offered it
+    is_aborted: bool = False  # its worker was told that nobody waits any more
+    n_lost: int = 0  # workers that may have begun it, and are gone
+    silent: set[bytes] = field(default_factory=set)  # callers that may come back
 
 
 class Services:
@@ -107,6 +77,8 @@ class Services:
         Sends a message to programs.
     is_here
         Whether a program is connected.
+    may_offer
+        Whether a program that is here may work for a service.
     roster
         Where workers are written down.
     former
@@ -120,6 +92,7 @@ class Services:
         epoch: str,
         push: Callable[[Sequence[bytes], protocol.PushBody], None],
         is_here: Callable[[bytes], bool],
+        may_offer: Callable[[bytes, str], bool],
         roster: Roster,
         former: Iterable[FormerWorker] = (),
         now: float = 0.0,
@@ -127,21 +100,15 @@ class Services:
         self._epoch = epoch
         self._push = push
         self._is_here = is_here
-        self._roster = roster
+        self._may_offer = may_offer
+        self._comebacks = Comebacks(roster, is_here, former, now)
         self._services: dict[str, _Service] = {}
         self._calls: dict[bytes, _Call] = {}
         self._n_calls: dict[bytes, int] = {}  # of each caller
         # Those that ended, and who did them: asked for again, he says it again.
         self._ended: OrderedDict[bytes, bytes] = OrderedDict()
-        # Workers that are expected back: of the broker before, or their line broke.
-        self._former: dict[bytes, _Former] = {}
-        for each in former:
-            self._expect(each.peer, each.service, each.hello, now)
-        self._lost: set[str] = set()  # services, of which a former worker did not come back
-        self._worked: set[bytes] = set()  # who was given a call, or said that he holds one
-        self._gone: dict[tuple[str, bytes], float] = {}  # still written down, and until when
         self._now = now
-        self._holders: OrderedDict[bytes, bytes] = OrderedDict()  # who said that he holds a call
+        self._holders = Holders()
         # Whose line broke, and who has not said since what it holds.
         self._unsure: set[bytes] = set()
 
@@ -154,8 +121,7 @@ class Services:
         service = self._services.get(name) or _Service()
         if peer not in service.workers and self.n_services(peer) >= MAX_SERVICES_PER_PROGRAM:
             return Refused("too_many", f"more than {MAX_SERVICES_PER_PROGRAM} services")
-        self._roster.keep_worker(name, peer, hello)
-        self._gone.pop((name, peer), None)
+        self._comebacks.begins(peer, name, hello)
         self._services[name] = service
         running = {  # what it held before it offered, too
             call_id
@@ -167,6 +133,7 @@ class Services:
         if peer in self._unsure:
             self._give_again(peer, ())
         self._returned(peer, name)
+        self._settle_all(name)
         self._dispatch(name)
         return Done()
 
@@ -181,11 +148,11 @@ class Services:
         service = self._services.get(name)
         if service is None or service.workers.pop(peer, None) is None:
             return False
-        self._let_go(peer, name)
+        self._comebacks.leaves(peer, name, self._now)
         self._note_workers(name)
         return True
 
-    def hold(self, peer: bytes, calls: Iterable[bytes], may_offer: Callable[[str], bool]) -> None:
+    def hold(self, peer: bytes, calls: Iterable[bytes]) -> None:
         """Hear which calls `peer` runs, or ran; said before it offers its services.
 
         Those that it was given and does not name never reached it, as it did
@@ -195,29 +162,33 @@ class Services:
         held = dict.fromkeys(calls)
         self._give_again(peer, held)
         if held:
-            self._worked.add(peer)
+            self._comebacks.works(peer)
+        self._holders.add(peer, held)
         for call_id in held:
-            self._holders[call_id] = peer
-            if len(self._holders) > _MAX_ENDED:
-                self._holders.popitem(last=False)
             claimed = self._calls.get(call_id)
-            if claimed is not None and claimed.is_in_doubt and may_offer(claimed.request.service):
+            if claimed is None or not claimed.is_in_doubt:
+                continue
+            if self._may_offer(peer, claimed.request.service):
                 self._execute(call_id, peer)
 
     # --- Calls ---
 
     def call(self, peer: bytes, source: str, body: protocol.Call, now: float) -> Accepted | Refused:
-        """Have a call done, once; or say again what came of it."""
+        """Have a call done, once; or say again what came of it.
+
+        With no time left, a call is not begun any more; who has it, is asked.
+        """
         self._now = now
         known = self._calls.get(body.call)
         if known is not None:
             if _what(known.request) != _what(body):
                 return Refused("bad_message", f"that call is one of {_what(known.request)}")
             self._add_caller(known, peer)
+            known.deadline = max(known.deadline, now + body.timeout_s)
             return self.accepted(body.call)
         if self._n_calls.get(peer, 0) >= MAX_CALLS_PER_CALLER:
             return Refused("too_many", f"more than {MAX_CALLS_PER_CALLER} calls under way")
-        holder = self._ended.get(body.call) or self._holders.get(body.call)
+        holder = self._holder_of(body)
         may_have_begun = bool(body.worker) or body.epoch not in ("", self._epoch)
         if holder is None and not may_have_begun:
             refusal = self._refusal(body)
@@ -225,14 +196,17 @@ class Services:
                 return refusal
         call = self._calls[body.call] = _Call(body, set(), source, now + body.timeout_s)
         self._add_caller(call, peer)
-        if holder is None and not may_have_begun:
-            self._enqueue(call)
-        elif holder is None:
-            self._settle(call)
-        elif self._is_here(holder):
+        call.is_in_doubt = holder is None and may_have_begun
+        if holder is not None and self._is_here(holder):
             self._execute(body.call, holder)
+        elif holder is not None:
+            self._lose_worker(call)
+        elif body.timeout_s <= 0:
+            self._end(body.call, None, _too_late(call))
+        elif call.is_in_doubt:
+            self._settle(call)
         else:
-            self._end(body.call, None, _died(body))
+            self._enqueue(call)
         return self.accepted(body.call)
 
     def accepted(self, call_id: bytes) -> Accepted:
@@ -247,15 +221,14 @@ class Services:
         call = self._calls.get(call_id)
         if call is None or peer not in call.callers:
             return
-        if call.callers != {peer}:
+        if call.callers != {peer} or (call.silent and call.worker is not None):
             self._drop_caller(call, peer)
         elif call.worker is None:
-            begun = (
-                "whether it had begun cannot be told" if call.is_in_doubt else "it had not begun"
-            )
+            is_sure = not call.is_in_doubt and not call.n_lost
+            begun = "it had not begun" if is_sure else "whether it had begun cannot be told"
             self._end(call_id, None, Failure("cancelled", begun))
         else:
-            self._push([call.worker], protocol.Abort(call_id))
+            self._abort(call)
 
     def outcome(self, peer: bytes, body: protocol.Outcome) -> None:
         """Hear from a worker what came of a call."""
@@ -289,15 +262,23 @@ class Services:
         """
         self._unsure.add(peer)
         for name in self._leave(peer):
-            self._expect(peer, name, hello, self._now)
+            self._comebacks.expect(peer, name, hello, self._now)
             self._services[name].note_commands()
         for call in self._calls.values():
             if call.worker == peer:
                 call.may_be_done = True
-                self._expect(peer, call.request.service, hello, self._now)
+                self._comebacks.expect(peer, call.request.service, hello, self._now)
 
-    def forget(self, peer: bytes) -> Sequence[str]:
-        """Drop a program: calls that it had fail at once; its own have nobody to be told.
+    def forget(self, peer: bytes, may_come_back: bool = False) -> Sequence[str]:
+        """Drop a program: calls that it had fail, or are done again; its own nobody waits for.
+
+        Parameters
+        ----------
+        peer
+            The program.
+        may_come_back
+            Whether it was only silent. What it called, and was begun, then goes
+            on until its time is over: that it was aborted could not be taken back.
 
         Returns
         -------
@@ -306,33 +287,43 @@ class Services:
         """
         offered = self._leave(peer)
         self._unsure.discard(peer)
+        self._holders.forget(peer)
+        for name in offered:
+            self._services[name].note_commands()
         for call_id, call in list(self._calls.items()):
-            if call.worker == peer:
-                self._end(call_id, None, _died(call.request))
-            elif peer in call.callers:
+            is_caller = peer in call.callers
+            if is_caller:
                 self._drop_caller(call, peer)
-                if not call.callers and call.worker is None:
-                    self._end(call_id, None, None)
+                call.silent.update([peer] if may_come_back else ())
+            if call.worker == peer:
+                self._lose_worker(call)
+            elif is_caller and not call.callers and call.worker is None:
+                self._end(call_id, None, None)
+            elif is_caller and not call.callers and not call.silent:
+                self._abort(call)
         for name in offered:
             self._note_workers(name)
         self._give_up(peer)
-        if not any(gone == peer for _, gone in self._gone):
-            self._worked.discard(peer)
+        self._comebacks.forget(peer)
         return offered
 
     def expire(self, now: float, is_alive: Callable[[protocol.Hello], bool]) -> None:
-        """End calls that nobody began in time; stop waiting for workers that do not come back."""
+        """Let time pass.
+
+        Calls that nobody began in time end; the workers of those that were begun
+        hear that nobody waits. Workers that do not come back are given up.
+        """
         self._now = now
         for call_id, call in list(self._calls.items()):
-            if call.worker is None and now >= call.deadline:
-                why = _interrupted if call.is_in_doubt else _expired
-                self._end(call_id, None, why(call.request))
-        for peer, former in list(self._former.items()):
-            if now >= former.until or not is_alive(former.hello):
-                self._give_up(peer)
-        for (name, peer), until in list(self._gone.items()):
-            if now >= until and not self._has_calls(peer):
-                self._drop_worker(peer, name)
+            if now < call.deadline:
+                continue
+            if call.worker is None:
+                self._end(call_id, None, _too_late(call))
+            else:
+                self._abort(call)
+        for peer in self._comebacks.overdue(now, is_alive):
+            self._give_up(peer)
+        self._comebacks.expire(now, self._has_calls)
 
     # --- What there is ---
 
@@ -356,10 +347,19 @@ class Services:
 
     # --- The way of a call ---
 
+    def _holder_of(self, body: protocol.Call) -> bytes | None:
+        if ended := self._ended.get(body.call):
+            return ended
+        holder = self._holders.get(body.call)
+        # Of who is gone, the rights are not known; but he is not asked either.
+        if holder is not None and self._is_here(holder):
+            return holder if self._may_offer(holder, body.service) else None
+        return holder
+
     def _refusal(self, body: protocol.Call) -> Refused | None:
         service = self._services.get(body.service)
         is_there = service is not None and body.command in service.commands
-        if not is_there and self._has_former(body.service):
+        if not is_there and self._comebacks.is_expected(body.service):
             return Refused("pending", f"workers of service {body.service!r} are not back yet")
         if service is None:
             there = ", ".join(sorted(self._services)[:20]) or "none"
@@ -377,6 +377,7 @@ class Services:
         return None
 
     def _enqueue(self, call: _Call) -> None:
+        call.worker, call.is_in_doubt = None, False
         self._services[call.request.service].waiting.append(call.request.call)
         self._dispatch(call.request.service)
 
@@ -404,11 +405,39 @@ class Services:
     def _execute(self, call_id: bytes, peer: bytes, may_be_done: bool = True) -> None:
         call = self._calls[call_id]
         call.worker, call.is_in_doubt, call.may_be_done = peer, False, may_be_done
-        self._worked.add(peer)
+        call.is_idempotent = call.is_idempotent or self._is_idempotent(call.request)
+        self._comebacks.works(peer)
         service = self._services.get(call.request.service)
         if service is not None and peer in service.workers:
             service.workers[peer].running.add(call_id)
         self._push([peer], _execution(call))
+
+    def _abort(self, call: _Call) -> None:
+        """Tell a call's worker, once, that nobody waits any more."""
+        if call.worker is not None and not call.is_aborted:
+            call.is_aborted = True
+            self._push([call.worker], protocol.Abort(call.request.call))
+
+    def _lose_worker(self, call: _Call) -> None:
+        """Decide about a call whose worker is gone."""
+        call.n_lost += 1
+        self._do_again(call)
+
+    def _do_again(self, call: _Call) -> None:
+        """Have another worker do what may be done twice; end what may not."""
+        body = call.request
+        is_wanted = bool(call.callers) and not call.is_aborted and self._now < call.deadline
+        may_be_done_again = (
+            is_wanted
+            and call.n_lost < MAX_WORKERS_OF_A_CALL
+            and (call.is_idempotent or self._is_idempotent(body))
+        )
+        if may_be_done_again and self._refusal(body) is None:
+            self._enqueue(call)
+        elif may_be_done_again and self._comebacks.is_expected(body.service):
+            call.worker, call.is_in_doubt = None, True
+        else:
+            self._end(body.call, None, _died(body))
 
     def _end(self, call_id: bytes, value: bytes | None, failure: Failure | None) -> None:
         call = self._calls.pop(call_id)
@@ -420,7 +449,7 @@ class Services:
             if service is not None and call_id in service.waiting:
                 service.waiting.remove(call_id)
             return
-        self._holders.pop(call_id, None)
+        self._holders.drop(call_id)
         self._ended[call_id] = call.worker
         if len(self._ended) > _MAX_ENDED:
             self._ended.popitem(last=False)
@@ -429,6 +458,7 @@ class Services:
             self._dispatch(call.request.service)
 
     def _add_caller(self, call: _Call, peer: bytes) -> None:
+        call.silent.discard(peer)
         if peer not in call.callers:
             call.callers.add(peer)
             self._n_calls[peer] = self._n_calls.get(peer, 0) + 1
@@ -445,24 +475,8 @@ class Services:
         offered = [name for name, service in self._services.items() if peer in service.workers]
         for name in offered:
             del self._services[name].workers[peer]
-            self._let_go(peer, name)
+            self._comebacks.leaves(peer, name, self._now)
         return offered
-
-    def _let_go(self, peer: bytes, name: str) -> None:
-        # A call that this one has, or had, must not be begun by another one
-        # because a new broker has never heard of it.
-        if peer in self._worked:
-            self._gone[name, peer] = self._now + _REMEMBERED_S
-        else:
-            self._drop_worker(peer, name)
-
-    def _drop_worker(self, peer: bytes, name: str) -> None:
-        self._gone.pop((name, peer), None)
-        if not self._is_here(peer):
-            self._worked.discard(peer)
-        # What stays written down only lets the next broker wait for nobody.
-        with contextlib.suppress(OSError):
-            self._roster.drop_worker(name, peer)
 
     def _has_calls(self, peer: bytes) -> bool:
         return any(call.worker == peer for call in self._calls.values())
@@ -473,6 +487,8 @@ class Services:
         for call_id, call in self._calls.items():
             if call.worker == peer and (call.may_be_done or call_id not in held):
                 self._push([peer], _execution(call))
+            if call.worker == peer and call.is_aborted:
+                self._push([peer], protocol.Abort(call_id))
 
     def _find_worker(self, body: protocol.Call) -> bytes | None:
         service = self._services.get(body.service)
@@ -483,41 +499,25 @@ class Services:
         """Workers came or went: what nobody offers any more, fails at once."""
         service = self._services[name]
         service.note_commands()
-        if self._has_former(name):
+        if self._comebacks.is_expected(name):
             return  # it may be offered again in a moment
         if not service.workers:
             del self._services[name]
         for call_id in list(service.waiting):
-            request = self._calls[call_id].request
-            if request.command not in service.commands:
+            call = self._calls[call_id]
+            if call.request.command not in service.commands:
                 service.waiting.remove(call_id)
-                self._end(call_id, None, _died(request, has_begun=False))
+                self._end(call_id, None, _died(call.request, has_begun=call.n_lost > 0))
 
     def _is_idempotent(self, body: protocol.Call) -> bool:
         service = self._services.get(body.service)
         command = service.commands.get(body.command) if service is not None else None
         return command is not None and command.is_idempotent
 
-    # --- Workers that are expected back ---
-
-    def _expect(self, peer: bytes, name: str, hello: protocol.Hello, now: float) -> None:
-        former = self._former.setdefault(peer, _Former(hello, set(), now + FORMER_S))
-        former.services.add(name)
-
-    def _has_former(self, service: str) -> bool:
-        return any(service in former.services for former in self._former.values())
-
-    def _may_come_back(self, worker: str, service: str) -> bool:
-        return any(
-            service in former.services and worker_id(peer) == worker
-            for peer, former in self._former.items()
-        )
+    # --- Calls in doubt ---
 
     def _give_up(self, peer: bytes) -> None:
-        former = self._former.get(peer)
-        for name in sorted(former.services) if former is not None else ():
-            self._lost.add(name)
-            self._gone[name, peer] = self._now + _REMEMBERED_S
+        for name in self._comebacks.give_up(peer, self._now):
             self._returned(peer, name)
         # If it is here, and only its service is gone, it knows what became of them.
         if peer in self._unsure:
@@ -525,36 +525,38 @@ class Services:
 
     def _returned(self, peer: bytes, name: str) -> None:
         """Wait no more for that worker; decide about calls that waited for it."""
-        former = self._former.get(peer)
-        if former is None or name not in former.services:
+        if not self._comebacks.returns(peer, name):
             return
-        former.services.remove(name)
-        if not former.services:
-            del self._former[peer]
-        for call in list(self._calls.values()):
-            if call.is_in_doubt and call.request.service == name:
-                self._settle(call)
+        self._settle_all(name)
         if name in self._services:
             self._note_workers(name)
 
+    def _settle_all(self, name: str) -> None:
+        for call in list(self._calls.values()):
+            if call.is_in_doubt and call.request.service == name:
+                self._settle(call)
+
     def _settle(self, call: _Call) -> None:
-        """Decide about a call that may have begun under another broker, or let it wait."""
+        """Decide about a call that is in doubt, or let it wait."""
         body = call.request
-        call.is_in_doubt = True
-        if body.worker:
+        if call.n_lost:
+            self._do_again(call)
+        elif body.worker:
             holder = self._find_worker(body)
             if holder is not None:
                 self._execute(body.call, holder)
-            elif not self._may_come_back(body.worker, body.service):
-                self._end(body.call, None, _died(body))
-        elif not self._has_former(body.service):
+            elif not self._comebacks.is_expected(body.service, body.worker):
+                self._lose_worker(call)
+        elif not self._comebacks.is_expected(body.service):
             refusal = self._refusal(body)
-            if body.service in self._lost and not self._is_idempotent(body):
+            has_lost = self._comebacks.has_lost(body.service)
+            if has_lost and self._is_idempotent(body):
+                self._lose_worker(call)
+            elif has_lost:
                 self._end(body.call, None, _interrupted(body))
             elif refusal is not None:
                 self._end(body.call, None, Failure("died", refusal.reason))
             else:
-                call.is_in_doubt = False
                 self._enqueue(call)
 
 
@@ -586,5 +588,15 @@ def _interrupted(body: protocol.Call) -> Failure:
     )
 
 
-def _expired(body: protocol.Call) -> Failure:
+def _too_late(call: _Call) -> Failure:
+    body = call.request
+    if call.n_lost:
+        return _died(body)
+    if call.is_in_doubt:
+        return Failure(
+            "interrupted",
+            f"the broker was restarted while {_what(body)} was under way, and its time was over "
+            f"before the workers of service {body.service!r} had come back; whether it was done "
+            "cannot be told",
+        )
     return Failure("expired", f"no worker was free to begin {_what(body)} in time")

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from pyhub.errors import AccessDenied, PyhubError
-from pyhub.hub.broker.services import FormerWorker
+from pyhub.hub.broker.comebacks import FormerWorker
 from pyhub.hub.broker.topics import NIL
 from pyhub.hub.protocol import Event, Hello, StateEntry
 

@@ -20,9 +20,9 @@ from pyhub.hub.broker.store import Store
 from pyhub.hub.broker.topics import Topics
 from pyhub.hub.broker.watches import Watches
 from pyhub.hub.protocol import Done, PushBody, Refused, ReplyBody, RequestBody
-from pyhub.names import check_name, check_pattern, check_topic
+from pyhub.names import check_name, check_topic, has_wildcards
 
-__all__ = ["Switchboard"]
+__all__ = ["Gone", "Switchboard"]
 
 # Events that the broker itself tells of; nobody else may.
 OWN_TOPICS = "hub/"
@@ -47,14 +47,14 @@ _RIGHTS: dict[type[Any], tuple[Verb, Callable[[Any], str]]] = {
 _SHORT_S = 0.02
 
 Outbox: TypeAlias = list[tuple[Sequence[bytes], PushBody]]
+# Channels that are gone: their names, and whose they were.
+Gone: TypeAlias = list[tuple[str, Program]]
 
 
 class _Asked(NamedTuple):
     """A call whose caller has no answer yet."""
 
     request_id: int
-    body: protocol.Call
-    source: str
     since: float
 
 
@@ -97,7 +97,13 @@ class Switchboard:
         )
         self._topics = Topics(self._push, self._watches, store.keep_event, store.kept_events())
         self.services = Services(
-            registry.epoch, self._push, registry.programs.__contains__, store, store.workers(), now
+            registry.epoch,
+            self._push,
+            registry.programs.__contains__,
+            self._may_offer,
+            store,
+            store.workers(),
+            now,
         )
         self._handlers: dict[type[Any], Callable[[bytes, Program, Any], ReplyBody | None]] = {
             protocol.Ping: lambda peer, program, body: registry.welcome(program),
@@ -171,33 +177,33 @@ class Switchboard:
         self._on_refusal(code, who, reason)
         return Refused(code, reason)
 
-    def tick(self, now: float, is_alive: Callable[[protocol.Hello], bool]) -> list[str]:
-        """Let time pass; the names of channels whose programs are gone."""
+    def tick(self, now: float, is_alive: Callable[[protocol.Hello], bool]) -> Gone:
+        """Let time pass; the channels whose programs are gone."""
         self._now = now
-        names = self.bury(is_alive)
+        gone = self.bury(is_alive)
         for peer in self.registry.silent(now):
-            names += self.forget(peer, "fell silent")
+            gone += self.forget(peer, "fell silent", may_come_back=True)
         self.services.expire(now, is_alive)
-        return names
+        return gone
 
     def bury(
         self, is_alive: Callable[[protocol.Hello], bool], peers: Iterable[bytes] | None = None
-    ) -> list[str]:
-        """Forget those of `peers` (default: of all) that died; the names of their channels."""
+    ) -> Gone:
+        """Forget those of `peers` (default: of all) that died; their channels."""
         programs = self.registry.programs
         dead = [
             peer
             for peer in (programs if peers is None else peers)
             if peer in programs and not is_alive(programs[peer].hello)
         ]
-        return [name for peer in dead for name in self.forget(peer, "died")]
+        return [channel for peer in dead for channel in self.forget(peer, "died")]
 
-    def forget(self, peer: bytes, why: str) -> list[str]:
-        """Drop a program, and tell who listens; the names of its channels."""
-        names = self._drop(peer, why)
-        for name in self.services.forget(peer):
+    def forget(self, peer: bytes, why: str, may_come_back: bool = False) -> Gone:
+        """Drop a program, and tell who listens; its channels."""
+        gone = self._drop(peer, why)
+        for name in self.services.forget(peer, may_come_back):
             self._tell("service", name, what="gone", why=f"its program {why}")
-        return names
+        return gone
 
     def let_in(self, client_of: Callable[[bytes], Client | None]) -> None:
         """Rights changed: programs whose keys have none any more are forgotten."""
@@ -215,8 +221,8 @@ class Switchboard:
         if program := self.registry.programs.get(peer):
             program.n_dropped += 1
 
-    def _drop(self, peer: bytes, why: str) -> list[str]:
-        """Forget a program, but for its calls and services; the names of its channels."""
+    def _drop(self, peer: bytes, why: str) -> Gone:
+        """Forget a program, but for its calls and services; its channels."""
         program = self.registry.programs.get(peer)
         names = self.registry.forget(peer)
         self._watches.forget(peer)
@@ -224,9 +230,10 @@ class Switchboard:
             del self._unanswered[key]
         for name in names:
             self._tell("channel", name, what="gone", why=f"its program {why}")
-        if program is not None:
-            self._tell("program", str(program.number), what="gone", who=program.source, why=why)
-        return names
+        if program is None:
+            return []
+        self._tell("program", str(program.number), what="gone", who=program.source, why=why)
+        return [(name, program) for name in names]
 
     def _denial(self, client: Client, body: RequestBody) -> Refused | None:
         needed = _RIGHTS.get(type(body))
@@ -309,7 +316,7 @@ class Switchboard:
     def _list_channels(
         self, peer: bytes, program: Program, body: protocol.ListChannels
     ) -> ReplyBody:
-        may_read = self._reader(program)
+        may_read = self._reader(program, "channels")
         return self.registry.list(body.after, may_read, self._now)
 
     # --- Services ---
@@ -326,25 +333,40 @@ class Switchboard:
         return Done()
 
     def _hold(self, peer: bytes, program: Program, body: protocol.Hold) -> ReplyBody:
-        self.services.hold(peer, body.calls, lambda name: program.client.may("offer", name))
+        # One that holds nothing says so to be given again what was lost.
+        if body.calls and not program.client.may_any("offer"):
+            return Refused(
+                "not_allowed",
+                f"client {program.client.name!r} ({program.client.role}) may offer no service, "
+                "and so holds no calls",
+            )
+        self.services.hold(peer, body.calls)
         return Done()
 
     def _list_services(
         self, peer: bytes, program: Program, body: protocol.ListServices
     ) -> ReplyBody:
-        may_read = self._reader(program)
+        may_read = self._reader(program, "services")
         known = (s for s in self.services.list() if s.name > body.after and may_read(s.name))
         return protocol.Services(*page_of(known, _PAGE))
 
     def _call(self, peer: bytes, program: Program, body: protocol.Call) -> ReplyBody | None:
         key = peer, body.call
+        former = self._unanswered.get(key)
         if self._request_id:
-            self._unanswered[key] = _Asked(self._request_id, body, program.source, self._now)
+            self._unanswered[key] = _Asked(self._request_id, self._now)
         reply = self.services.call(peer, program.source, body, self._now)
         if isinstance(reply, Refused):
             self._unanswered.pop(key, None)
+            if former is not None:
+                self._unanswered[key] = former
             return reply
-        return None if self._request_id else reply
+        if not self._request_id:
+            return reply
+        # Sent again, each has an answer of its own: what comes of it is the last one's.
+        if former is not None and former.request_id != self._request_id:
+            self.replies.append((peer, former.request_id, reply))
+        return None
 
     def _cancel(self, peer: bytes, program: Program, body: protocol.Cancel) -> ReplyBody:
         self.services.cancel(peer, body.call)
@@ -368,26 +390,22 @@ class Switchboard:
         return protocol.Stated(self._state.get(check_topic(body.key)))
 
     def _set_state(self, peer: bytes, program: Program, body: protocol.SetState) -> ReplyBody:
+        # Whoever watches them would take them for the broker's word.
+        if body.key.startswith(OWN_TOPICS):
+            return _not_allowed(program.client, "set", body.key)
         return self._state.set(body, program.source)
 
     def _watch(self, peer: bytes, program: Program, body: protocol.Watch) -> ReplyBody:
-        check_pattern(body.pattern)
-        table: StateTable | Topics
-        if body.subject == "state":
-            table = self._state
-        elif body.subject == "events":
-            table = self._topics
-        else:
-            return Refused("bad_message", f"nothing of {body.subject!r} can be watched")
         # A pattern may reach further than its program's rights, which then hold
         # back the rest; a single name that may not be read is refused.
-        is_name = not set("*?[") & set(body.pattern)
-        if is_name and not self._may_read(peer, body.pattern):
+        is_name = not has_wildcards(body.pattern)
+        if is_name and not self._may_read(peer, body.subject, body.pattern):
             return _not_allowed(program.client, "read", body.pattern)
         refusal = self._watches.add(peer, body.watch, body.subject, body.pattern)
         if refusal is not None:
             return refusal
-        table.first(peer, body.watch, body.pattern, self._reader(program))
+        table: StateTable | Topics = self._state if body.subject == "state" else self._topics
+        table.first(peer, body.watch, body.pattern, self._reader(program, body.subject))
         return protocol.Watching(self._state.version)
 
     def _unwatch(self, peer: bytes, program: Program, body: protocol.Unwatch) -> ReplyBody:
@@ -427,19 +445,26 @@ class Switchboard:
         if here:
             self.outbox.append((here, body))
 
-    def _may_read(self, peer: bytes, name: str) -> bool:
+    def _may_offer(self, peer: bytes, service: str) -> bool:
         program = self.registry.programs.get(peer)
-        return program is not None and program.client.may("read", _subject(name))
+        return program is not None and program.client.may("offer", service)
 
-    def _reader(self, program: Program) -> Callable[[str], bool]:
-        return lambda name: program.client.may("read", _subject(name))
+    def _may_read(self, peer: bytes, subject: str, name: str) -> bool:
+        program = self.registry.programs.get(peer)
+        return program is not None and _may_read(program.client, subject, name)
+
+    def _reader(self, program: Program, subject: str) -> Callable[[str], bool]:
+        return lambda name: _may_read(program.client, subject, name)
 
 
-def _subject(name: str) -> str:
-    """Who may see a channel or a service, may hear that it comes and goes."""
-    for kind in ("channel", "service"):
-        name = name.removeprefix(f"{OWN_TOPICS}{kind}/")
-    return name
+def _may_read(client: Client, subject: str, name: str) -> bool:
+    if subject != "events" or not name.startswith(OWN_TOPICS):
+        return client.may("read", name)
+    kind, _, what = name.removeprefix(OWN_TOPICS).partition("/")
+    if kind == "program":  # who may list them, may hear that they come and go
+        return client.may("administer", "programs")
+    # And who may see a channel or a service, of those.
+    return client.may("read", what if kind in ("channel", "service") else name)
 
 
 def _not_allowed(client: Client, verb: Verb, name: str) -> Refused:

@@ -29,14 +29,14 @@ class Watches:
     Parameters
     ----------
     may_read
-        Whether a program may read a name; asked where its pattern matches.
-        The answer is remembered: see `clear_cache`.
+        Whether a program may read a name of that subject; asked where its
+        pattern matches. The answer is remembered: see `clear_cache`.
     """
 
     MAX_WATCHES = 256  # of a program
-    MAX_CACHED = 2**20  # names, and programs that were found for them
+    MAX_CACHED = 2**16  # names, and programs that were found for them
 
-    def __init__(self, may_read: Callable[[bytes, str], bool]) -> None:
+    def __init__(self, may_read: Callable[[bytes, str, str], bool]) -> None:
         self._may_read = may_read
         self._watches: dict[bytes, dict[int, tuple[str, str]]] = {}  # subject and pattern
         # The other way round: by subject and pattern the programs, and how
@@ -131,7 +131,7 @@ class Watches:
         for text, wild in self._wild[subject].items():
             if wild.match(name):
                 peers.update(dict.fromkeys(self._watchers[subject, text]))
-        return (peer for peer in peers if self._may_read(peer, name))
+        return (peer for peer in peers if self._may_read(peer, subject, name))
 
 
 def in_parts(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -70,6 +70,11 @@ class PendingCall:
         return f"<PendingCall {self} {'done' if self.is_done else 'under way'}>"
 
     @property
+    def was_sent(self) -> bool:
+        """Whether a broker was asked: then it may have begun."""
+        return bool(self._epoch)
+
+    @property
     def is_done(self) -> bool:
         """Whether there is a result, or an error instead of one."""
         return self._outcome.done()
@@ -88,23 +93,26 @@ class PendingCall:
         ServiceNotFound, AccessDenied, BrokerUnreachable
             It could not even be asked.
         """
+        self._calls.check()
         try:
-            return unpack(self._outcome.result(left_until(self._deadline)))
-        except WaitTimeout:  # is one of those, but the broker's word, not our clock's
-            raise
+            error = self._outcome.exception(left_until(self._deadline))
         except FutureTimeout:
             raise self.give_up() from None
         except KeyboardInterrupt:
             self.cancel()
             raise
+        if error is not None:
+            raise error.with_traceback(None)  # the way it took through threads says nothing
+        return unpack(self._outcome.result())
 
     def cancel(self) -> None:
-        """Say that nobody waits for it any more.
+        """Ask for its end; returns at once, `result` then waits for it.
 
-        A command that has not begun does not begin; one that has may ask
-        whether it `is_cancelled`, and end.
+        A command that has not begun does not begin: `CallCancelled`. One that
+        has is told (`Job`), and ends when it likes: with a result, an error,
+        or as cancelled. A command that does not look goes on.
         """
-        self._calls.cancel(self, CallCancelled(f"{self} was cancelled."))
+        self._calls.cancel(self)
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._wait().__await__()
@@ -115,29 +123,30 @@ class PendingCall:
         if self.is_done:  # also when its time is over
             return self.result()
         try:
-            # Shielded: others may wait for it, too, and it ends by `cancel` only.
-            future = asyncio.shield(asyncio.wrap_future(self._outcome))
-            return unpack(await asyncio.wait_for(future, left_until(self._deadline)))
-        except WaitTimeout:
-            raise
-        except TimeoutError:
-            raise self.give_up() from None
+            # Waited for, not owned: others may wait for it, too.
+            future = asyncio.wrap_future(self._outcome)
+            # Seen, even if nobody is there any more to look at it.
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+            done, _ = await asyncio.wait([future], timeout=left_until(self._deadline))
+            if not done:
+                raise self.give_up()
+            return self.result()
         except asyncio.CancelledError:
             self.cancel()
             raise
 
     def give_up(self) -> PyhubError:
         """End it, as its time is over; the error that says so."""
-        if self._calls.has_no_broker and not self._epoch:
+        if self._calls.has_no_broker and not self.was_sent:
             error: PyhubError = self._calls.unreachable()
-            self._calls.cancel(self, error)
+            self._calls.give_up(self, error)
             return error
         who = f"its worker {self._worker} has it" if self._worker else "no worker has begun it"
         error = WaitTimeout(
             f"{self} was not done within {self._timeout_s:g} s: {who}, as far as is known.\n"
             "  A command may go on: it was told that nobody waits. See pyhub ls --services."
         )
-        self._calls.cancel(self, error)
+        self._calls.give_up(self, error)
         return error
 
     # --- In the connection's thread ---
@@ -227,7 +236,14 @@ class Calls:
             if not call.is_done and not left_until(call._deadline):
                 call.give_up()
 
-    def cancel(self, call: PendingCall, error: PyhubError) -> None:
+    def cancel(self, call: PendingCall) -> None:
+        """Tell the broker that it is to end."""
+        if call._id in self._pending and self.connection is not None:
+            if not call.was_sent:
+                call.fail(CallCancelled(f"{call} was cancelled: it had not begun."))
+            self.connection.tell(protocol.Cancel(call._id), is_news=False)
+
+    def give_up(self, call: PendingCall, error: PyhubError) -> None:
         """Tell the broker that nobody waits; the caller's own end of it ends at once."""
         if self._pending.pop(call._id, None) is not None and self.connection is not None:
             self.connection.tell(protocol.Cancel(call._id), is_news=False)
@@ -242,6 +258,11 @@ class Calls:
         """Return the error that says so."""
         assert self.connection is not None
         return self.connection.unreachable()
+
+    def check(self) -> None:
+        """Raise in a fork's child: what comes of calls, its parent hears."""
+        if self.connection is not None:
+            self.connection.check_fork()
 
     def forget(self, call: bytes) -> None:
         """Hear that a call ended."""
@@ -284,8 +305,12 @@ def _error(call: PendingCall, failure: Failure) -> PyhubError:
         if failure.traceback:
             error.add_note(f"There:\n{failure.traceback.rstrip()}")
         return error
+    if failure.code == "cancelled" and not left_until(call._deadline):
+        return WaitTimeout(
+            f"{call} was not done within {call._timeout_s:g} s; it was told, and ended."
+        )
     if failure.code == "cancelled":
-        return CallCancelled(f"{call} was cancelled: {failure.message}.")
+        return CallCancelled(f"{call} was cancelled: {failure.message.rstrip('.')}.")
     if failure.code == "expired":
         return WaitTimeout(f"{failure.message}.\n  Its workers are busy: see pyhub ls --services.")
     return ServiceDied(f"{failure.message}.\n  See pyhub ls --services for who is there.")

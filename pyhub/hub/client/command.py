@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import msgspec.inspect
 import numpy as np
 
 from pyhub.hub.client.failures import cut
@@ -17,6 +18,8 @@ from pyhub.hub.client.job import Job
 from pyhub.hub.protocol import CommandInfo, ParameterInfo
 
 __all__ = ["BadArguments", "Command"]
+
+_OWN = "timeout_s"
 
 
 class BadArguments(Exception):
@@ -31,13 +34,27 @@ class Command:
         self._signature = inspect.signature(function)
         hints = _hints(function)
         self._jobs = [each for each in self._signature.parameters if hints.get(each) is Job]
-        self._hints = {each: hint for each, hint in hints.items() if hint is not Job}
+        if _OWN in self._signature.parameters:
+            raise TypeError(
+                f"{name} has a parameter {_OWN!r}, which is the call's own: nobody could give it.\n"
+                "  Call it otherwise: patience_s, say."
+            )
+        given = [
+            each for each in self._signature.parameters.values() if each.name not in self._jobs
+        ]
+        if any(each.kind is each.POSITIONAL_ONLY for each in given):
+            raise TypeError(
+                f"{name} has parameters without names (before a /), but arguments go by name.\n"
+                "  Leave the / out."
+            )
+        self._hints = {
+            each: hint for each, hint in hints.items() if hint is not Job and _is_known(hint)
+        }
         self.info = CommandInfo(
             name,
             cut(inspect.getdoc(function) or "", 1000),
-            [self._parameter(each) for each in self._signature.parameters.values()
-             if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-             and each.name not in self._jobs],
+            [self._parameter(each) for each in given
+             if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)],
             _type_text(self._signature.return_annotation),
             idempotent,
         )  # fmt: skip
@@ -51,7 +68,7 @@ class Command:
         try:
             bound = self._signature.bind(**arguments)
         except TypeError as error:
-            raise BadArguments(f"{error}; it takes {self._signature}") from None
+            raise BadArguments(f"{error}; it takes {self.info.signature}") from None
         for name, value in bound.arguments.items():
             hint = self._hints.get(name)
             if hint is None or type(value) is hint:
@@ -67,7 +84,7 @@ class Command:
         try:
             return _converted(value, hint)
         except msgspec.ValidationError as error:
-            raise BadArguments(f"{name}: {error}; it takes {self._signature}") from None
+            raise BadArguments(f"{name}: {error}; it takes {self.info.signature}") from None
 
     def _parameter(self, parameter: inspect.Parameter) -> ParameterInfo:
         default = None if parameter.default is parameter.empty else repr(parameter.default)[:255]
@@ -75,16 +92,42 @@ class Command:
 
 
 def _converted(value: Any, hint: Any) -> Any:
+    if isinstance(hint, type) and isinstance(value, hint):
+        return value
     try:
-        if isinstance(hint, type) and isinstance(value, hint):
-            return value
         return msgspec.convert(value, hint)
-    except TypeError:
-        return value  # a type that msgspec has no idea of: the command's own matter
     except msgspec.ValidationError:
-        if isinstance(value, np.generic):  # an element of an array, given as a number
-            return msgspec.convert(value.item(), hint)
-        raise
+        plain = _plain(value)
+        if plain is value:
+            raise
+        return msgspec.convert(plain, hint)
+
+
+def _plain(value: Any) -> Any:
+    """Return numpy's numbers and arrays as Python's, where there are any."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, list) and any(isinstance(each, np.generic | list) for each in value):
+        return [_plain(each) for each in value]
+    return value
+
+
+def _is_known(hint: Any) -> bool:
+    """Whether msgspec can check it; any other type is the command's own matter."""
+    if hint is Any:
+        return False
+    try:
+        return not _has_custom(msgspec.inspect.type_info(hint))
+    except Exception:  # it may be anything
+        return False
+
+
+def _has_custom(info: Any) -> bool:
+    if isinstance(info, msgspec.inspect.CustomType):
+        return info.cls is not np.ndarray  # which values may be
+    parts = [getattr(info, name, None) for name in ("item_type", "key_type", "value_type")]
+    parts += [*getattr(info, "types", ()), *getattr(info, "item_types", ())]
+    return any(part is not None and _has_custom(part) for part in parts)
 
 
 def _type_text(annotation: Any) -> str:

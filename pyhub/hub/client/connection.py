@@ -52,6 +52,9 @@ _FIRST_ANSWER_S = 1.0
 _LONGEST_FIRST_ANSWER_S = 8.0
 # More than that waits to be sent only if the broker does not read.
 _CROWD = 500
+# Each channel has one, and each reader that waits for notifications; libzmq's own
+# limit is 1023.
+_MAX_SOCKETS = 10_000
 _MAIN = threading.main_thread().ident
 
 
@@ -116,6 +119,7 @@ class Connection:
         self._wake_lock = threading.RLock()  # its number may be another file's once it is closed
         self._waiting: dict[int, Future[Any]] = {}  # askers, to be told of failures
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context.max_sockets = _MAX_SOCKETS
         self._socket: zmq.Socket[bytes] | None = None
         self._descriptor = -1  # its own, which libzmq wakes us by
         self._poller = select.poll()
@@ -124,6 +128,7 @@ class Connection:
         self._first_answer_s = _FIRST_ANSWER_S
         self._answer_by = 0.0  # until then, it is not given up
         self._is_mute = False  # whether it has brought nothing yet
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pyhub-hub", daemon=True)
         self._thread.start()
         try:
@@ -131,6 +136,15 @@ class Connection:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, or is out of order."""
+        return self._is_closed
+
+    def wait_for_end(self, timeout_s: float) -> None:
+        """Wait until its thread ends, at most so long."""
+        self._ended.wait(timeout_s)
 
     @property
     def runtime(self) -> RuntimeDirectory:
@@ -241,16 +255,20 @@ class Connection:
 
     def check(self) -> None:
         """Raise if no request can be made any more: after `close`, or a fork."""
+        self.check_fork()
+        if self._error is not None:
+            raise self._error
+        if self._is_closed:
+            raise _closed()
+
+    def check_fork(self) -> None:
+        """Raise in a fork's child: the line is its parent's."""
         if self._pid != os.getpid():
             raise ForkedHandle(
                 "this hub was made before a fork, and is used in the child.\n"
                 "  Make a MessageHub of its own in the child, or start processes with the spawn "
                 "method."
             )
-        if self._error is not None:
-            raise self._error
-        if self._is_closed:
-            raise _closed()
 
     def close(self, wait: bool = True) -> None:
         """Say goodbye. In a fork's child: only forget, the line is the parent's.
@@ -268,14 +286,9 @@ class Connection:
 
     def unreachable(self) -> BrokerUnreachable:
         """Return the error that says that no broker answered."""
-        if self._config.resolved_endpoint is not None:
-            return BrokerUnreachable(
-                f"the broker at {self._config.resolved_endpoint} did not answer within "
-                f"{self._config.timeout_s:g} s.\n"
-                "  Is it running, is its public key the right one, and does it list this "
-                "program's?\n"
-                "  Its log, and audit.log beside it, say whom it refused."
-            )
+        endpoint = self._config.resolved_endpoint
+        if endpoint is not None:
+            return self._runtime.not_answered(endpoint, self._config)
         broker = self._runtime.read_broker()
         if broker is None:
             return self._runtime.not_started(self._config.timeout_s)
@@ -343,6 +356,7 @@ class Connection:
             self._disconnect()
         finally:
             self._fail(_closed())
+            self._ended.set()
             with self._wake_lock:
                 os.close(self._wake)
                 self._wake = -1
@@ -411,18 +425,28 @@ class Connection:
             self._fail(error)
             return
         line = self.context.socket(zmq.DEALER)
-        line.linger = 0
-        line.identity = self._identity
-        line.curve_serverkey = broker.public_key.encode()
-        line.curve_publickey = keys.public.encode()
-        line.curve_secretkey = keys.secret.encode()
-        line.maxmsgsize = protocol.MAX_REPLY_BYTES
-        line.rcvhwm = 10_000
-        line.heartbeat_ivl = 1000
-        line.heartbeat_timeout = 3000
-        line.reconnect_ivl = 100
-        line.reconnect_ivl_max = 1000
-        line.connect(broker.endpoint)
+        try:
+            line.linger = 0
+            line.identity = self._identity
+            line.curve_serverkey = broker.public_key.encode()
+            line.curve_publickey = keys.public.encode()
+            line.curve_secretkey = keys.secret.encode()
+            line.maxmsgsize = protocol.MAX_REPLY_BYTES
+            line.rcvhwm = 10_000
+            line.heartbeat_ivl = 1000
+            line.heartbeat_timeout = 3000
+            line.reconnect_ivl = 100
+            line.reconnect_ivl_max = 1000
+            line.connect(broker.endpoint)
+        except zmq.ZMQError as error:  # another one may be written down in a moment
+            line.close()
+            self._fail(
+                BrokerUnreachable(
+                    f"no line can be made to {broker.endpoint!r}: {error}.\n"
+                    "  Write a broker's address as tcp://HOST:PORT."
+                )
+            )
+            return
         with self._line:
             self._socket, self._broker = line, broker
             self._descriptor = line.fileno()
@@ -465,6 +489,7 @@ class Connection:
 
     def _turned_away(self, refused: Refused) -> None:
         error = refusal(refused)
+        _log.warning("the broker turned this program away (%s): %s", refused.code, refused.reason)
         self._fail(error)
         if isinstance(error, AccessDenied):
             self._on_end(error)
@@ -477,9 +502,10 @@ class Connection:
 
 
 def _own_name() -> str:
-    path = Path(sys.argv[0] or "python")
+    path = Path(sys.argv[0] if sys.argv and sys.argv[0] else "python")
     # A package that was run by python -m is known by its directory.
-    return (path.parent.name if path.name == "__main__.py" else path.name)[:120]
+    name = path.parent.name if path.name == "__main__.py" else path.name
+    return os.fsencode(name).decode(errors="replace")[:120]
 
 
 def expected(reply: ReplyBody, expect: type[R]) -> R:

@@ -22,7 +22,7 @@ def raised(error: BaseException) -> Failure:
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as failure:  # its own text is a program, too
+    except BaseException as failure:  # its own text is a program, too
         return f"<its text cannot be had: {type(failure).__qualname__}>"
 
 

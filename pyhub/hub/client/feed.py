@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from pyhub.errors import ChannelClosed, WaitTimeout
+from pyhub.errors import ChannelClosed, CodecError, ForkedHandle, WaitTimeout
 from pyhub.hub.client.patience import deadline_after, left_until
 
 __all__ = ["Feed"]
@@ -42,7 +42,7 @@ class Feed(Generic[T]):
         self._what = what
         self._on_close = on_close
         # What an item is to whoever takes it. A value that another program
-        # wrote may not be readable: that is to end no thread but its reader's.
+        # wrote may not be readable: then it raises, in its reader's thread.
         self._convert = convert
         self._items: deque[Any] = deque()
         self._changed = threading.Condition()
@@ -50,6 +50,7 @@ class Feed(Generic[T]):
         self._is_closed = False
         self._descriptor = -1
         self._wakers: list[Callable[[], None]] = []  # of those who await
+        self._pid = os.getpid()
         self.n_lost = 0
 
     def get(self, timeout_s: float | None = None) -> T:
@@ -60,7 +61,8 @@ class Feed(Generic[T]):
         WaitTimeout
             Nothing came in `timeout_s`.
         CodecError
-            The item is no value; the next one may be.
+            The item is no value; the next one may be. Only of a call's
+            progress: entries and events have a `problem` instead.
         ChannelClosed
             The feed, or its hub, was closed.
         """
@@ -100,12 +102,27 @@ class Feed(Generic[T]):
             except TimeoutError:
                 raise WaitTimeout(f"{self._what}: nothing came within {timeout_s:g} s.") from None
             finally:
-                with contextlib.suppress(ValueError):
+                # With the lock: `_wake` may be about to call the one behind.
+                with self._changed, contextlib.suppress(ValueError):
                     self._wakers.remove(wake)
 
     def taken(self) -> list[T]:
-        """Return, and take, what is there now; never waits."""
-        return [self._converted(item) for item in self.drain()]
+        """Return, and take, what is there now; never waits.
+
+        Up to an item that is no value: the next call raises its `CodecError`,
+        as `get` does, and those behind it are there yet.
+        """
+        items, found = self.drain(), []
+        for position, item in enumerate(items):
+            try:
+                found.append(self._converted(item))
+            except CodecError:
+                if not found:
+                    self._put_back(items[1:])
+                    raise
+                self._put_back(items[position:])
+                break
+        return found
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while there is something to `get`."""
@@ -145,8 +162,7 @@ class Feed(Generic[T]):
             if self._is_closed:
                 return
             if len(self._items) >= MAX_ITEMS:
-                self._items.popleft()
-                self.n_lost += 1
+                self._make_room()
             self._items.append(item)
             self._wake()
 
@@ -193,6 +209,10 @@ class Feed(Generic[T]):
         if getattr(self, "_descriptor", -1) >= 0:  # nobody closed it
             os.close(self._descriptor)
 
+    def _make_room(self) -> None:
+        self._items.popleft()
+        self.n_lost += 1
+
     def _take(self) -> Any:
         item = self._items.popleft()
         self._settle_descriptor()
@@ -201,12 +221,23 @@ class Feed(Generic[T]):
     def _converted(self, item: Any) -> T:
         return item if self._convert is None else self._convert(item)
 
+    def _put_back(self, items: list[Any]) -> None:
+        with self._changed:
+            if items and not self._is_closed:
+                self._items.extendleft(reversed(items))
+                self._wake()
+
     def _settle_descriptor(self) -> None:
         if not self._items and self._descriptor >= 0 and self._error is None:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._descriptor)
 
     def _check(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedHandle(
+                f"{self._what}: this was made before a fork, and is used in the child.\n"
+                "  What comes, the parent hears. Make a MessageHub of the child's own."
+            )
         if self._error is not None:
             raise self._error
         if self._is_closed:
@@ -216,5 +247,5 @@ class Feed(Generic[T]):
         self._changed.notify_all()
         if self._descriptor >= 0:
             os.eventfd_write(self._descriptor, 1)
-        for waker in self._wakers:
+        for waker in list(self._wakers):
             waker()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import operator
 import os
 import queue
 import threading
@@ -10,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pyhub.errors import AccessDenied, BrokerRefused, CallCancelled, PyhubError
+from pyhub.errors import BrokerUnreachable, CallCancelled, PyhubError
 from pyhub.hub import protocol
 from pyhub.hub.client.command import BadArguments, Command
 from pyhub.hub.client.connection import Connection
@@ -19,13 +21,16 @@ from pyhub.hub.client.job import Job
 from pyhub.hub.client.outcomes import Outcomes
 from pyhub.hub.client.session import Ask
 from pyhub.hub.client.values import pack, unpack
-from pyhub.hub.protocol import CommandInfo, Failure
+from pyhub.hub.protocol import CommandInfo, Failure, ReplyBody
 from pyhub.names import check_name
 
 __all__ = ["Service", "Services"]
 
+_log = logging.getLogger("pyhub.hub")
+
 F = TypeVar("F")
 
+_AGAIN_S = 2.0  # after which a service that the broker had no room for is offered once more
 _MAX_HELD = 1000  # calls that one message names
 # Of many commands the texts are cut shorter, until they fit into one message.
 _DOC_BYTES = (1000, 200, 50, 0)
@@ -41,7 +46,7 @@ class Service:
     """
 
     def __init__(self, services: Services, name: str, threads: int) -> None:
-        self.name = check_name(name)
+        self.name = check_name(name, "service")
         self.threads = threads
         self._services = services
         self._commands: dict[str, Command] = {}
@@ -89,6 +94,9 @@ class Service:
         """What it offers."""
         return [command.info for command in list(self._commands.values())]
 
+    def __repr__(self) -> str:
+        return f"<Service {self.name}: {', '.join(self._commands) or 'no commands yet'}>"
+
     @property
     def is_closed(self) -> bool:
         """Whether it was closed."""
@@ -131,22 +139,30 @@ class Service:
         return offer
 
     def _offer(self, commands: dict[str, Any], idempotent: bool = False) -> None:
+        with self._services.lock:
+            before = self._take_in(commands, idempotent)
+        try:
+            self._services.offer(self)
+        except BaseException as error:
+            if not isinstance(error, BrokerUnreachable | KeyboardInterrupt):
+                self._commands = before  # not to be offered to each broker again
+            raise
+
+    def _take_in(self, commands: dict[str, Any], idempotent: bool) -> dict[str, Command]:
+        """Have these commands as well; returns those that it had."""
         if self._is_closed:
             raise PyhubError(f"service {self.name!r} was closed.\n  Ask the hub for a new one.")
         before = self._commands
         # Another dictionary, as the hub's thread may be looking at the former one.
         self._commands = before | {
-            name: Command(check_name(name), f, idempotent) for name, f in commands.items()
+            name: Command(check_name(name, "command"), f, idempotent)
+            for name, f in commands.items()
         }
         while len(self._threads) < self.threads:
             thread = threading.Thread(target=self._work, name=f"pyhub-{self.name}", daemon=True)
             self._threads.append(thread)
             thread.start()
-        try:
-            self._services.offer(self)
-        except (AccessDenied, BrokerRefused):
-            self._commands = before  # not to be offered to each broker again
-            raise
+        return before
 
     def _work(self) -> None:
         while (task := self._jobs.get()) is not None:
@@ -192,10 +208,12 @@ class Services:
 
     def service(self, name: str, threads: int) -> Service:
         """Return this program's service of that name; make it first if there is none."""
-        service = self._services.get(check_name(name))
-        if service is None or service.is_closed:
-            service = self._services[name] = Service(self, name, threads)
-        elif service.threads != threads:
+        threads = operator.index(threads)
+        with self.lock:
+            service = self._services.get(check_name(name, "service"))
+            if service is None or service.is_closed:
+                service = self._services[name] = Service(self, name, threads)
+        if service.threads != threads:
             raise PyhubError(
                 f"service {name!r} works in {service.threads} threads, not in {threads}.\n"
                 "  Say it when it is first asked for."
@@ -218,7 +236,19 @@ class Services:
         """Return what a broker has to be told of them: first, which calls are here."""
         offers = [service.offer() for service in list(self._services.values()) if service.commands]
         held = self.held() if offers or self._jobs or self._outcomes.calls() else []
-        return [*held, *(Ask(offer, None, is_news=True) for offer in offers)]
+        return [*held, *map(self._offered, offers)]
+
+    def _offered(self, offer: protocol.Offer) -> Ask:
+        def hear(reply: ReplyBody) -> None:
+            if not isinstance(reply, protocol.Refused):
+                return
+            _log.warning("the broker refused service %r: %s", offer.service, reply.reason)
+            service = self._services.get(offer.service)
+            if service is not None and reply.code not in ("not_allowed", "bad_message"):
+                assert self.connection is not None
+                self.connection.put_later(self._offered(service.offer()), _AGAIN_S)
+
+        return Ask(offer, hear, is_news=True)
 
     def held(self) -> list[Ask]:
         """Return what tells the broker which calls are here, under way or done."""

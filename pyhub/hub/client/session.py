@@ -289,7 +289,9 @@ def _framed(request_id: int, body: RequestBody) -> bytes | Refused:
     try:
         frame = protocol.encode(protocol.Request(request_id, body))
         protocol.decode_request(frame)
-    except ValueError as error:  # a UnicodeEncodeError, too
+    # Half a surrogate pair, a numpy scalar, a number beyond 64 bits: the caller's own
+    # error, and no reason for the line to end.
+    except (ValueError, TypeError, OverflowError) as error:
         return Refused("bad_message", f"{type(body).__name__}: {error}"[:500])
     return frame
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import ItemsView, Iterator, MutableMapping, ValuesView
 from typing import Any
 
-from pyhub.errors import VersionConflict
+from pyhub.errors import CodecError, VersionConflict
 from pyhub.hub import protocol
 from pyhub.hub.client.connection import Connection, expected
 from pyhub.hub.client.entries import StateEntry
@@ -24,6 +24,10 @@ class State(MutableMapping[str, Any]):
     version. Values are what a flex zone may hold, of up to 48 KiB. Each access
     asks the broker; to follow changes, `watch`. Values stay when their setter
     ends, and when the broker is killed; not when the host loses power.
+
+    What another program set may not be readable, if it is none of pyhub's, or
+    of a newer one: ``hub.state[key]`` then raises `CodecError`; where several
+    keys are told, its value is None, and its entry has a `problem`.
     """
 
     def __init__(self, connection: Connection, watching: Watching) -> None:
@@ -34,15 +38,19 @@ class State(MutableMapping[str, Any]):
         entry = self.entry(key)
         if entry is None:
             raise KeyError(key)
+        if entry.problem:
+            raise CodecError(
+                f"the value of {key!r}, set by {entry.source}, is {entry.problem}\n"
+                "  Set it again, or delete it. If that program's pyhub is newer: conda update pyhub"
+            )
         return entry.value
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.set(key, value)
 
     def __delitem__(self, key: str) -> None:
-        if self.entry(key) is None:
+        if not self.delete(key):
             raise KeyError(key)
-        self.delete(key)
 
     def __iter__(self) -> Iterator[str]:
         return iter([entry.key for entry in self._listed("*")])
@@ -94,14 +102,14 @@ class State(MutableMapping[str, Any]):
         CodecError, CapacityError
             The value cannot be shared, or is too large.
         """
-        entry = _stated(self._connection.ask(_change(key, value, if_version), object))
+        entry = _stated(key, self._connection.ask(_change(key, value, if_version), object))
         assert entry is not None
         return entry
 
     async def aset(self, key: str, value: Any, *, if_version: int | None = None) -> StateEntry:
         """Do what `set` does without holding up the event loop."""
         reply = await self._connection.aask(_change(key, value, if_version), object)
-        entry = _stated(reply)
+        entry = _stated(key, reply)
         assert entry is not None
         return entry
 
@@ -110,20 +118,21 @@ class State(MutableMapping[str, Any]):
         reply = await self._connection.aask(protocol.GetState(check_topic(key)), protocol.Stated)
         return None if reply.entry is None else StateEntry.of(reply.entry)
 
-    def delete(self, key: str, *, if_version: int | None = None) -> None:
-        """Delete a key, if it is there; `if_version` as for `set`."""
+    def delete(self, key: str, *, if_version: int | None = None) -> bool:
+        """Delete a key and return whether it was there; `if_version` as for `set`."""
         body = protocol.SetState(os.urandom(12), check_topic(key), None, if_version)
-        _stated(self._connection.ask(body, object))
+        return _stated(key, self._connection.ask(body, object)) is not None
 
     def watch(self, pattern: str = "*") -> StateFeed:
         """Return a feed of what matching keys have, then of every change of them.
 
+        Returns when the broker has told what is there: all of it can be taken.
         Close it, or use it as a context, when it is no longer needed.
         """
         return self._watching.state(pattern)
 
     def _listed(self, pattern: str) -> list[protocol.StateEntry]:
-        """Return what is there, with values as they came: one may not be readable."""
+        """Return what is there, with values as they came: most callers need none of them."""
         with self._watching.state(pattern) as feed:
             # Changes may have come after what was there.
             newest = {entry.key: entry for entry in feed.drain()}
@@ -136,12 +145,12 @@ def _change(key: str, value: Any, if_version: int | None) -> protocol.SetState:
     return protocol.SetState(os.urandom(12), check_topic(key), packed, if_version)
 
 
-def _stated(reply: object) -> StateEntry | None:
+def _stated(key: str, reply: object) -> StateEntry | None:
     if isinstance(reply, protocol.Conflict):
         there = reply.entry
         what = "is not there" if there is None else f"has version {there.version} ({there.source})"
         raise VersionConflict(
-            f"the key {what}: somebody else changed it.\n"
+            f"the key {key!r} {what}: somebody else changed it.\n"
             "  Read it again, and decide whether yours is still to be set."
         )
     stated = expected(reply, protocol.Stated)  # type: ignore[arg-type]

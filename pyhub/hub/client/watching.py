@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from pyhub.codec import encode_value
 from pyhub.hub import protocol
 from pyhub.hub.client import entries
 from pyhub.hub.client.connection import Connection, expected, refusal
-from pyhub.hub.client.feed import Feed
+from pyhub.hub.client.feed import MAX_ITEMS, Feed
 from pyhub.hub.client.session import Ask
 from pyhub.hub.protocol import Event, ReplyBody, StateEntry
 from pyhub.names import check_pattern, pattern
@@ -21,6 +22,8 @@ W = TypeVar("W", StateEntry, Event)
 F = TypeVar("F", "StateFeed", "EventFeed")
 
 _MAX_TOPICS = 10_000  # as many as a broker keeps events of
+_NIL = encode_value(None)  # kept under a topic, it ends what was kept there
+_ALARMS = "alarm/"  # topics of which every event is kept, by custom
 
 
 class _Watch(Feed[Any], Generic[W]):
@@ -74,8 +77,18 @@ class StateFeed(_Watch[StateEntry]):
     """What matching keys have, then every change of them, in order.
 
     No gap lies between. After a broker's end, or where changes were lost on
-    the way, each key's newest value comes, and `n_lost` tells. Items are
-    `StateEntry`; of a deleted key `value` is None and `is_deleted` true.
+    the way, each key's newest value comes, once. Items are `StateEntry`; of a
+    deleted key `value` is None and `is_deleted` true; of a value that cannot
+    be read, `problem` says why.
+
+    Attributes
+    ----------
+    n_lost
+        Pushes to this program that were lost on the way, of which some may
+        have been other keys'; and entries dropped here, as nobody took them.
+    n_breaks
+        How often it was without a broker, or one forgot it: values that a key
+        had meanwhile, but for its last one, nobody counted.
     """
 
     subject = "state"
@@ -85,6 +98,9 @@ class StateFeed(_Watch[StateEntry]):
         self._versions: dict[str, int] = {}  # of what was given, and is not deleted
 
     def _begin(self, items: list[StateEntry], version: int) -> None:
+        if version < max(self._versions.values(), default=0):
+            # Of a state that began anew, as its file was lost: all of it is newer.
+            self._versions = dict.fromkeys(self._versions, 0)
         for key in sorted(self._versions.keys() - {entry.key for entry in items}):
             self._change(StateEntry(key, None, version, 0, "broker"))
         for entry in sorted(items, key=lambda entry: entry.version):
@@ -99,14 +115,34 @@ class StateFeed(_Watch[StateEntry]):
             self._versions[item.key] = item.version
         self.put(item)
 
+    def _make_room(self) -> None:
+        # Whoever comes late gets each key's newest value: others give way to it.
+        newest: dict[str, StateEntry] = {}
+        for item in self._items:
+            newest.pop(item.key, None)
+            newest[item.key] = item
+        self.n_lost += len(self._items) - len(newest)
+        self._items = deque(newest.values())
+        if len(self._items) >= MAX_ITEMS:
+            super()._make_room()
+
 
 class EventFeed(_Watch[Event]):
     """What happens by matching topics; first, what is kept of them.
 
-    Delivery is at most once: `n_lost` counts pushes to this program that were
-    lost on the way, of which some may have been other topics'; and `n_breaks`
-    how often it was without a broker, or one forgot it: what happened then,
-    nobody counted.
+    Items are `Event`; of a value that cannot be read, `problem` says why.
+    Delivery is at most once. But that an alarm ended while this program could
+    not hear it, an event of the broker's tells (`value` None, `time_ns` 0); so
+    it does for other topics of which it told that something was kept.
+
+    Attributes
+    ----------
+    n_lost
+        Pushes to this program that were lost on the way, of which some may
+        have been other topics'; and events dropped here, as nobody took them.
+    n_breaks
+        How often it was without a broker, or one forgot it: what happened
+        then, nobody counted.
     """
 
     subject = "events"
@@ -116,17 +152,27 @@ class EventFeed(_Watch[Event]):
         # Of each topic the last event that was given: of those, which are kept
         # cannot be told, and another broker may have them again.
         self._given: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        # Topics of which something was kept when last told: if it is not there
+        # any more when all that is kept comes again, it ended unheard.
+        self._kept: set[str] = set()
 
     def begin_again(self) -> None:
         """Hear that kept ones will come again; what happens meanwhile is taken none the less."""
         self._first.clear()
 
     def _begin(self, items: list[Event], version: int) -> None:
+        for topic in sorted(self._kept - {event.topic for event in items}):
+            self._change(Event(topic, _NIL, "info", "broker", 0))
         for event in sorted(items, key=lambda event: event.number):
             if self._given.get(event.topic) != _identity(event):
                 self._change(event)
+        self._kept = {event.topic for event in items}
 
     def _change(self, item: Event) -> None:
+        if item.value == _NIL:
+            self._kept.discard(item.topic)
+        elif item.topic.startswith(_ALARMS) and len(self._kept) < _MAX_TOPICS:
+            self._kept.add(item.topic)  # what is told now does not say whether it is kept
         self._given[item.topic] = _identity(item)
         self._given.move_to_end(item.topic)
         if len(self._given) > _MAX_TOPICS:
@@ -173,7 +219,9 @@ class Watching:
             if isinstance(body, protocol.StateChanged)
             else ("events", [(event.topic, event) for event in body.events])
         )
-        feeds: list[Any] = [self._feeds.get(body.watch)] if body.watch else [*self._feeds.values()]
+        feeds: list[Any] = (
+            [self._feeds.get(body.watch)] if body.watch else list(self._feeds.values())
+        )
         for feed in feeds:
             if feed is not None and feed.subject == subject:
                 for name, item in items:
@@ -184,7 +232,7 @@ class Watching:
 
     def note_gap(self, n_lost: int) -> list[Ask]:
         """Hear that pushes were lost; what is to be asked again."""
-        for feed in self._feeds.values():
+        for feed in list(self._feeds.values()):  # others open and close theirs meanwhile
             feed.n_lost += n_lost
         return self._begin_again()
 
@@ -196,10 +244,10 @@ class Watching:
 
     def _open(self, number: int, feed: F) -> F:
         assert self.connection is not None
-        self._feeds[number] = feed
-        watch = protocol.Watch(number, feed.subject, feed.pattern)
-        begun = self.connection.begin(watch, lambda reply: _settle(feed, reply))
-        try:
+        try:  # a Ctrl-C may come at any point, and nobody else has the feed yet
+            self._feeds[number] = feed
+            watch = protocol.Watch(number, feed.subject, feed.pattern)
+            begun = self.connection.begin(watch, lambda reply: _settle(feed, reply))
             expected(self.connection.wait(begun), protocol.Watching)
         except BaseException:
             feed.close()

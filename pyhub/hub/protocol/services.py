@@ -30,7 +30,18 @@ class CommandInfo(msgspec.Struct, frozen=True):
     doc: Annotated[str, msgspec.Meta(max_length=1000)] = ""
     parameters: Annotated[list[ParameterInfo], msgspec.Meta(max_length=32)] = []
     returns: Text = ""
-    is_idempotent: bool = False  # it may be done twice: see `Call`
+    is_idempotent: bool = False  # it may be done twice: by another, where its worker is gone
+
+    @property
+    def signature(self) -> str:
+        """What it takes and gives, as Python would write it."""
+        parameters = ", ".join(
+            each.name
+            + (f": {each.type}" if each.type else "")
+            + ("" if each.default is None else f" = {each.default}")
+            for each in self.parameters
+        )
+        return f"({parameters})" + (f" -> {self.returns}" if self.returns else "")
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -40,8 +51,9 @@ class Failure(msgspec.Struct, frozen=True):
     ----------
     code
         "raised": the command raised `kind`; "bad_arguments": they do not fit
-        it; "died": its worker is gone; "cancelled"; "expired": nobody began it
-        in time; "interrupted": whether it ran cannot be told.
+        it; "died": its worker is gone, or its service there; "cancelled";
+        "expired": nobody began it in time; "interrupted": whether it ran
+        cannot be told.
     kind, message, traceback
         Of the exception, as the worker's Python shows it.
     """
@@ -93,7 +105,7 @@ class Call(Message, frozen=True):
     service: Name
     command: Name
     arguments: Value  # a map from names to values
-    timeout_s: Seconds  # from now; then nobody waits for it any more
+    timeout_s: Seconds  # from now; then nobody waits for it any more. 0: do not begin it
     epoch: Text = ""
     worker: Text = ""
 
@@ -161,7 +173,7 @@ class Execute(Message, frozen=True):
 
 
 class Abort(Message, frozen=True):
-    """To a worker: nobody waits for that call any more."""
+    """To a worker: nobody waits for that call any more, and nobody will."""
 
     call: Id
 
