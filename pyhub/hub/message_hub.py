@@ -289,19 +289,24 @@ class MessageHub:
     # --- Services and commands ---
 
     @OnAnyHub
-    def service(self: MessageHub, name: str, *, threads: int = 1) -> Service:
+    def service(
+        self: MessageHub, name: str, *, threads: int = 1, exclusive: bool = False
+    ) -> Service:
         """Return this program's service `name`: functions given to it, others may call.
 
         ``@hub.service("cam1")`` before a function offers it at once. Calls are
         done in `threads` threads of the service's own, so one at a time by default.
+        Other programs may offer the same service, and share its calls; with
+        `exclusive` they may not, as befits hardware.
 
         Raises
         ------
-        AccessDenied
-            This program's key has no right to offer it; raised by giving it a function.
+        AccessDenied, BrokerRefused
+            This program's key has no right to offer it; another program offers it, and
+            one of them is exclusive. Raised by giving it a function.
         """
         self._connection.check()
-        return self._holdings.services.service(name, threads)
+        return self._holdings.services.service(name, threads, exclusive)
 
     @OnAnyHub
     def services(self: MessageHub) -> list[ServiceInfo]:

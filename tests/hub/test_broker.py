@@ -623,3 +623,19 @@ def test_a_broker_lives_on_when_programs_come_and_go_in_the_middle(
                 dealer.send(protocol.encode(protocol.Request(1, hello())))
     assert eventually(lambda: names(hub) == [])
     assert read_broker(shared) == broker
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", None])
+def test_a_broker_whose_file_is_damaged_writes_it_again(
+    config: BrokerConfig, runtime: Path, content: bytes | None
+) -> None:
+    with MessageHub(config) as hub:
+        broker = read_broker(config)
+        file = runtime / "broker.json"
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+        assert eventually(lambda: RuntimeDirectory(runtime).read_broker() == broker, WATCHDOG_S)
+        with MessageHub(config) as other:
+            assert names(other) == names(hub) == []

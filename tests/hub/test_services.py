@@ -19,7 +19,7 @@ import pytest
 import zmq
 
 from pyhub import BrokerConfig, ChannelClosed, InvalidName, Job, MessageHub, PyhubError
-from pyhub.errors import CallCancelled, CommandFailed, ServiceNotFound
+from pyhub.errors import BrokerRefused, CallCancelled, CommandFailed, ServiceNotFound
 from pyhub.hub.client.service import Service
 from tests.conftest import eventually
 from tests.hub.conftest import Spawn, line
@@ -449,7 +449,7 @@ def test_what_is_too_much_for_a_service_is_refused_and_the_hub_goes_on(
 def test_a_service_that_was_asked_for_twice_is_one(worker: MessageHub, name: str) -> None:
     service = worker.service(name, threads=2)
     assert worker.service(name, threads=2) is service
-    with pytest.raises(PyhubError, match="works in 2 threads, not in 1"):
+    with pytest.raises(PyhubError, match="has threads=2, exclusive=False; not 1, False"):
         worker.service(name)
 
 
@@ -616,3 +616,21 @@ def test_threads_that_offer_at_once_make_one_service_of_all_commands(
 
 def test_a_hub_may_have_as_many_sockets_as_there_are_descriptors(hub: MessageHub) -> None:
     assert hub._connection.context.get(zmq.MAX_SOCKETS) > 4096
+
+
+def test_hardware_is_kept_to_one_program(hub: MessageHub, shared: BrokerConfig, name: str) -> None:
+    other = MessageHub(shared)
+    hub.service(name, exclusive=True)(works)
+    with pytest.raises(BrokerRefused, match=r"is offered by .* \(pid \d+ on .*wants it for itself"):
+        other.service(name)(works)
+    assert other.call(name, "works") == "done"
+    hub.service(name, exclusive=True).close()
+    assert eventually(lambda: not hub.services())
+    with MessageHub(shared) as third:
+        third.service(name, exclusive=True)(works)
+        assert hub.call(name, "works") == "done"
+    other.close()
+
+
+def works() -> str:
+    return "done"

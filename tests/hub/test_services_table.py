@@ -1076,3 +1076,44 @@ def test_a_worker_that_had_calls_is_forgotten_a_while_after_it_went(table: Table
     table.done(W, b"1")
     table.services.expire(60.1, alive)
     assert not table.rows.rows
+
+
+def test_a_call_that_may_be_forgotten_is_not_begun_again(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services_module, "_MAX_ENDED", 3)
+    for worker in (V, W):
+        table.offer(worker)
+    table.call(A, b"first")
+    table.done(table.given()[0][0], b"first")
+    table.taken()
+    # Its caller did not hear that, and asks again; nobody else has been served since.
+    table.call(A, b"never came", epoch="e1")
+    assert len(table.given()) == 1, "what never came is begun"
+    for number in range(4):
+        table.call(B, b"%d" % number)
+        for worker in (V, W):
+            table.done(worker, b"%d" % number)
+    table.taken()
+    table.call(A, b"first", epoch="e1")
+    ((to, body),) = table.taken()
+    assert to == A
+    assert failure_of(body) == "interrupted"
+    table.call(A, b"new")
+    assert len(table.given()) == 1, "one that is asked for once is no matter of memory"
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_exclusive_service_is_one_programs_alone(table: Table, is_first: bool) -> None:
+    offers = [
+        Offer("s", [CommandInfo("do")], is_exclusive=is_first == first) for first in (True, False)
+    ]
+    assert table.services.offer(V, offers[0], hello(V)) == Done()
+    refused = table.services.offer(W, offers[1], hello(W))
+    assert isinstance(refused, Refused)
+    assert refused.code == "taken"
+    assert "worker V (pid 42 on here)" in refused.reason
+    assert table.services.offer(V, offers[0], hello(V)) == Done(), "who has it, may say so again"
+    table.here.discard(V)
+    table.services.forget(V)
+    assert table.services.offer(W, offers[1], hello(W)) == Done()

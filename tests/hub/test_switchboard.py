@@ -390,6 +390,21 @@ def test_rights_that_were_taken_hold_back_what_is_watched_from_then_on(desk: Des
     assert desk.pushed(C) == []
 
 
+def test_rights_that_were_taken_take_what_was_offered_and_registered(desk: Desk) -> None:
+    producer = client("producer")
+    desk.ask(C, hello(), producer)
+    desk.ask(C, protocol.Offer("s", [protocol.CommandInfo("do")]), producer)
+    desk.ask(C, protocol.Register(channel("cam1")), producer)
+    desk.ask(A, protocol.Watch(1, "events", "hub/*"))
+    viewer = client("viewer")
+    desk.board.let_in(lambda key: viewer if key == producer.key.encode() else ADMIN)
+    assert {topic for topic, _ in desk.events(A)} == {"hub/service/s", "hub/channel/cam1"}
+    assert code_of(desk.ask(A, protocol.Call(ID, "s", "do", b"\x80", 1.0))) == "no_service"
+    found = desk.ask(A, protocol.LookUp("cam1"))
+    assert isinstance(found, protocol.Found)
+    assert found.channel is None
+
+
 # --- Pushes ---
 
 

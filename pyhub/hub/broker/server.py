@@ -46,6 +46,7 @@ _TICK_S = 0.25
 _SHORT_TICK_S = 0.025
 # Messages that are answered before the door and the clock are looked at again.
 _MAX_TURN = 100
+_FILE_S = 2.0  # broker.json is looked after this often
 # A ROUTER has no limit of its own for connections: beyond this part of the
 # descriptors that the process may have, somebody should be told.
 _CROWDED = 0.8
@@ -81,6 +82,7 @@ class Broker:
         self._alone_since = 0.0
         self._is_stopped = False
         self._is_crowded = False
+        self._next_look_after = _FILE_S
 
     @property
     def registry(self) -> Registry:
@@ -149,6 +151,7 @@ class Broker:
             lease=process_lease(self._lease_file),
             lease_file=self._lease_file,
         )
+        self._file = broker
         self._runtime.write_broker(broker)
         _log.info("broker %s listens on %s", broker.epoch, broker.endpoint)
 
@@ -199,6 +202,7 @@ class Broker:
         self._forget_sockets(self._board.tick(self._now, self._is_alive))
         self._send_pushes(router)
         self._look_for_a_crowd()
+        self._look_after_file()
 
     # --- Messages ---
 
@@ -291,6 +295,16 @@ class Broker:
     def _note_stranger(self, who: str, address: str, why: str) -> None:
         self._board.counters["refused: connections"] += 1
         self._audit.refused("connection", who, address, why)
+
+    def _look_after_file(self) -> None:
+        """Write down again where this broker is, should that be damaged or gone."""
+        if self._now < self._next_look_after:
+            return
+        self._next_look_after = self._now + _FILE_S
+        if self._runtime.read_broker() != self._file:
+            _log.warning("broker.json did not say where this broker is; it is written again")
+            with contextlib.suppress(OSError):
+                self._runtime.write_broker(self._file)
 
     def _look_for_a_crowd(self) -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

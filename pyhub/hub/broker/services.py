@@ -33,6 +33,8 @@ class _Worker:
     commands: dict[str, CommandInfo]
     capacity: int
     running: set[bytes]  # ids of calls
+    hello: protocol.Hello
+    is_exclusive: bool  # it shares its service with nobody
 
 
 @dataclass
@@ -107,6 +109,7 @@ class Services:
         self._n_calls: dict[bytes, int] = {}  # of each caller
         # Those that ended, and who did them: asked for again, he says it again.
         self._ended: OrderedDict[bytes, bytes] = OrderedDict()
+        self._has_forgotten = False  # whether some of them are not known any more
         self._now = now
         self._holders = Holders()
         # Whose line broke, and who has not said since what it holds.
@@ -121,6 +124,13 @@ class Services:
         service = self._services.get(name) or _Service()
         if peer not in service.workers and self.n_services(peer) >= MAX_SERVICES_PER_PROGRAM:
             return Refused("too_many", f"more than {MAX_SERVICES_PER_PROGRAM} services")
+        for other, worker in service.workers.items():
+            if other != peer and (body.is_exclusive or worker.is_exclusive):
+                return Refused(
+                    "taken",
+                    f"service {name!r} is offered by {worker.hello.name} (pid {worker.hello.pid} "
+                    f"on {worker.hello.host}), and one of the two wants it for itself alone",
+                )
         self._comebacks.begins(peer, name, hello)
         self._services[name] = service
         running = {  # what it held before it offered, too
@@ -128,7 +138,7 @@ class Services:
             for call_id, call in self._calls.items()
             if call.worker == peer and call.request.service == name
         }
-        service.workers[peer] = _Worker(commands, body.capacity, running)
+        service.workers[peer] = _Worker(commands, body.capacity, running, hello, body.is_exclusive)
         self._note_workers(name)
         if peer in self._unsure:
             self._give_again(peer, ())
@@ -189,7 +199,9 @@ class Services:
         if self._n_calls.get(peer, 0) >= MAX_CALLS_PER_CALLER:
             return Refused("too_many", f"more than {MAX_CALLS_PER_CALLER} calls under way")
         holder = self._holder_of(body)
-        may_have_begun = bool(body.worker) or body.epoch not in ("", self._epoch)
+        # Asked for again here, and unknown: it never came, unless such are forgotten.
+        is_forgotten = body.epoch == self._epoch and self._has_forgotten
+        may_have_begun = bool(body.worker) or body.epoch not in ("", self._epoch) or is_forgotten
         if holder is None and not may_have_begun:
             refusal = self._refusal(body)
             if refusal is not None:
@@ -203,6 +215,8 @@ class Services:
             self._lose_worker(call)
         elif body.timeout_s <= 0:
             self._end(body.call, None, _too_late(call))
+        elif is_forgotten and not body.worker and not self._is_idempotent(body):
+            self._end(body.call, None, _forgotten(body))
         elif call.is_in_doubt:
             self._settle(call)
         else:
@@ -341,9 +355,13 @@ class Services:
             for name, service in sorted(self._services.items())
         ]
 
+    def services_of(self, peer: bytes) -> Sequence[str]:
+        """Return the services for which `peer` works."""
+        return [name for name, service in self._services.items() if peer in service.workers]
+
     def n_services(self, peer: bytes) -> int:
         """Return for how many services `peer` works."""
-        return sum(peer in service.workers for service in self._services.values())
+        return len(self.services_of(peer))
 
     # --- The way of a call ---
 
@@ -452,6 +470,7 @@ class Services:
         self._holders.drop(call_id)
         self._ended[call_id] = call.worker
         if len(self._ended) > _MAX_ENDED:
+            self._has_forgotten = True
             self._ended.popitem(last=False)
         if service is not None and call.worker in service.workers:
             service.workers[call.worker].running.discard(call_id)
@@ -585,6 +604,14 @@ def _interrupted(body: protocol.Call) -> Failure:
         "interrupted",
         f"the broker was restarted while {_what(body)} was under way, and a worker of "
         f"service {body.service!r} did not come back; whether it was done cannot be told",
+    )
+
+
+def _forgotten(body: protocol.Call) -> Failure:
+    return Failure(
+        "interrupted",
+        f"{_what(body)} was asked for again, so long after that the broker may have forgotten "
+        "it; whether it was done cannot be told",
     )
 
 

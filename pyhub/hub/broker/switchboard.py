@@ -213,7 +213,18 @@ class Switchboard:
                 self.forget(peer, "lost its right to be here")
             else:
                 program.client = client
+                self._take_back(peer, program)
         self._watches.clear_cache()
+
+    def _take_back(self, peer: bytes, program: Program) -> None:
+        """What a program has no right to any more, it does not have any more."""
+        for name in self.services.services_of(peer):
+            if not program.client.may("offer", name):
+                self._withdraw(peer, program, protocol.Withdraw(name))
+        for channel in list(program.channels.values()):
+            if not program.client.may("register", channel.name):
+                gone = protocol.Unregister(channel.name, channel.segment_id)
+                self._unregister(peer, program, gone)
 
     def note_dropped(self, peer: bytes) -> None:
         """Count a push for which `peer` had no room."""

@@ -153,14 +153,14 @@ class PendingCall:
 
     def request(self, epoch: str) -> protocol.Call:
         """Make the message, for the broker of that epoch."""
-        self._epoch = self._epoch or epoch
+        first, self._epoch = self._epoch, self._epoch or epoch
         return protocol.Call(
             self._id,
             self._service,
             self._command,
             self._arguments,
             min(left_until(self._deadline), _MAX_S),
-            "" if self._epoch == epoch else self._epoch,
+            first,  # whoever does not know it shall see that it was asked for before
             self._worker,
         )
 
@@ -173,6 +173,7 @@ class PendingCall:
         elif not isinstance(reply, Refused):
             self.fail(PyhubError(f"the broker answered {type(reply).__name__} to a call"))
         elif reply.code == "pending" and left_until(self._deadline):
+            self._epoch = ""  # it did not begin
             self._calls.send_again(self)
         else:
             self.fail(refusal(reply))

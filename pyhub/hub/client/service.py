@@ -45,9 +45,10 @@ class Service:
     says otherwise. Arguments are checked against the functions' annotations.
     """
 
-    def __init__(self, services: Services, name: str, threads: int) -> None:
+    def __init__(self, services: Services, name: str, threads: int, exclusive: bool) -> None:
         self.name = check_name(name, "service")
         self.threads = threads
+        self.exclusive = exclusive
         self._services = services
         self._commands: dict[str, Command] = {}
         self._jobs: queue.SimpleQueue[tuple[protocol.Execute, Job] | None] = queue.SimpleQueue()
@@ -133,7 +134,7 @@ class Service:
                 msgspec.structs.replace(command, doc=cut(command.doc, n_bytes))
                 for command in self.commands
             ]
-            offer = protocol.Offer(self.name, commands, self.threads)
+            offer = protocol.Offer(self.name, commands, self.threads, self.exclusive)
             if len(protocol.encode(protocol.Request(0, offer))) < protocol.MAX_MESSAGE_BYTES:
                 break
         return offer
@@ -206,17 +207,18 @@ class Services:
         """How long the end of a call is waited for when its service is closed."""
         return 10.0 if self.connection is None else self.connection.timeout_s
 
-    def service(self, name: str, threads: int) -> Service:
+    def service(self, name: str, threads: int, exclusive: bool) -> Service:
         """Return this program's service of that name; make it first if there is none."""
         threads = operator.index(threads)
         with self.lock:
             service = self._services.get(check_name(name, "service"))
             if service is None or service.is_closed:
-                service = self._services[name] = Service(self, name, threads)
-        if service.threads != threads:
+                service = self._services[name] = Service(self, name, threads, exclusive)
+        if (service.threads, service.exclusive) != (threads, exclusive):
             raise PyhubError(
-                f"service {name!r} works in {service.threads} threads, not in {threads}.\n"
-                "  Say it when it is first asked for."
+                f"service {name!r} has threads={service.threads}, exclusive={service.exclusive}; "
+                f"not {threads}, {exclusive}.\n"
+                "  Say the same each time, or keep what hub.service() returned."
             )
         return service
 

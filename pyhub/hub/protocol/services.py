@@ -73,6 +73,7 @@ class Offer(Message, frozen=True):
     service: Name
     commands: Annotated[list[CommandInfo], msgspec.Meta(max_length=256)]
     capacity: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
+    is_exclusive: bool = False  # no other program may work for it
 
 
 class Withdraw(Message, frozen=True):
