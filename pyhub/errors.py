@@ -106,11 +106,11 @@ class SharedMemoryFull(PyhubError, OSError):
 
 
 class AccessDenied(PyhubError, PermissionError):
-    """A file belongs to somebody else, or is open to too many."""
+    """A right is missing; or a file belongs to somebody else, or is open to too many."""
 
 
 class InvalidName(PyhubError, ValueError):
-    """A channel cannot have that name."""
+    """A channel, service, command, topic or key cannot be called so."""
 
 
 class ConfigError(PyhubError, ValueError):
@@ -122,15 +122,15 @@ class LayoutError(PyhubError, ValueError):
 
 
 class CapacityError(PyhubError, ValueError):
-    """More bytes than the zone has room for; nothing was published."""
+    """More bytes than there is room for; nothing was published or sent."""
 
 
 class CodecError(PyhubError, ValueError):
-    """The object cannot go into a flex zone, or the zone holds no such object."""
+    """The object cannot be shared, or the bytes are no such object."""
 
 
 class ChannelClosed(PyhubError, ValueError):
-    """The channel was closed, by this handle or by its producer."""
+    """The channel, feed or hub was closed, here or by its producer."""
 
 
 class ProducerDied(ChannelClosed):

@@ -529,6 +529,8 @@ def refusal(refused: Refused) -> PyhubError:
         )
     if refused.code in ("no_service", "no_command"):
         return ServiceNotFound(refused.reason)
+    if refused.code == "taken":
+        return BrokerRefused(f"{refused.reason}.\n  End that program, or use what it offers.")
     return BrokerRefused(f"the broker refused ({refused.code}): {refused.reason}")
 
 
