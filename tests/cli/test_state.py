@@ -17,10 +17,10 @@ from pyhub.hub.protocol import SetState, Stated
 
 @pytest.fixture
 def state(hub: Any) -> Iterator[Any]:
-    """The session's state; what a test set in it is deleted again."""
+    """The session's state, empty; what a test set in it is deleted again."""
+    hub.state.clear()
     yield hub.state
-    for key in list(hub.state):
-        hub.state.delete(key)
+    hub.state.clear()
 
 
 def rows_of(listed: Any) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zmq
 
 import pyhub
 from pyhub.hub.runtime import RuntimeDirectory
@@ -20,6 +21,7 @@ from pyhub.monitor.cleaning import clean, force, recover
 from pyhub.monitor.survey import survey
 from pyhub.names import lease_path, reader_tables, segment_names, segment_path
 
+PUBLIC = zmq.curve_keypair()[0].decode()
 DIES = (
     "import os, sys, pyhub\n"
     "producers = [pyhub.DataBlockProducer.create(name) for name in sys.argv[1:]]\n"
@@ -84,7 +86,7 @@ def test_what_a_dead_broker_left_is_removed_but_not_keys_nor_sockets_in_use(
     script = "from pyhub._core import process_lease; import sys; print(process_lease(sys.argv[1]))"
     lease = subprocess.check_output([sys.executable, "-c", script, str(lease_path())], text=True)
     told = {
-        "endpoint": directory.broker_endpoint, "public_key": "", "epoch": "1", "pid": 1,
+        "endpoint": directory.broker_endpoint, "public_key": PUBLIC, "epoch": "1", "pid": 1,
         "lease": int(lease), "lease_file": str(lease_path()),
     }  # fmt: skip
     (runtime / "broker.json").write_text(json.dumps(told))
@@ -111,7 +113,7 @@ def test_the_file_of_a_living_broker_stays(runtime: Path) -> None:
 
     directory = RuntimeDirectory(runtime)
     told = {
-        "endpoint": directory.broker_endpoint, "public_key": "", "epoch": "1", "pid": os.getpid(),
+        "endpoint": directory.broker_endpoint, "public_key": PUBLIC, "epoch": "1", "pid": os.getpid(),
         "lease": process_lease(lease_path()), "lease_file": str(lease_path()),
     }  # fmt: skip
     (runtime / "broker.json").write_text(json.dumps(told))

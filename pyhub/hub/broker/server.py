@@ -301,9 +301,9 @@ class Broker:
         if self._now < self._next_look_after:
             return
         self._next_look_after = self._now + _FILE_S
-        if self._runtime.read_broker() != self._file:
-            _log.warning("broker.json did not say where this broker is; it is written again")
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # no descriptors, no room: later
+            if self._runtime.read_broker() != self._file:
+                _log.warning("broker.json did not say where this broker is; it is written again")
                 self._runtime.write_broker(self._file)
 
     def _look_for_a_crowd(self) -> None:
