@@ -1,1 +1,1 @@
-"""The broker: a shell of sockets (server) around tables that do no I/O (registry)."""
+"""The broker: a shell of sockets (server) around a switchboard and its tables, without I/O."""

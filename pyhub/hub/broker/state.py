@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from pyhub.errors import InvalidName
-from pyhub.hub.broker.watches import Push, Watches, in_parts
+from pyhub.hub.broker.watches import Push, Watches, in_parts, matching
 from pyhub.hub.protocol import Conflict, Refused, SetState, StateChanged, Stated, StateEntry
-from pyhub.names import check_topic, has_wildcards
-from pyhub.names import pattern as compiled
+from pyhub.names import check_topic
 
 __all__ = ["StateTable"]
 
@@ -119,7 +118,7 @@ class StateTable:
 
     def first(self, peer: bytes, watch: int, pattern: str, may_read: Callable[[str], bool]) -> None:
         """Push to `peer` what there is by that pattern and it may read, by version."""
-        found = (entry for entry in self._matching(pattern) if may_read(entry.key))
+        found = (entry for entry in matching(self._entries, pattern) if may_read(entry.key))
         for entries in in_parts(found):
             self._push([peer], StateChanged(watch, entries))
 
@@ -168,13 +167,6 @@ class StateTable:
                 "needs, or put large values into a channel's flex zone",
             )
         return None
-
-    def _matching(self, pattern: str) -> Iterator[StateEntry]:
-        if not has_wildcards(pattern):
-            entry = self._entries.get(pattern)
-            return iter([entry] if entry else [])
-        wild = compiled(pattern)
-        return (entry for key, entry in self._entries.items() if wild.match(key))
 
 
 class _Outcome(NamedTuple):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from pyhub.errors import InvalidName
-from pyhub.hub.broker.watches import Push, Watches, in_parts
+from pyhub.hub.broker.watches import Push, Watches, in_parts, matching
 from pyhub.hub.protocol import Done, Event, EventHappened, Publish, Refused
-from pyhub.names import check_topic, has_wildcards
-from pyhub.names import pattern as compiled
+from pyhub.names import check_topic
 
 __all__ = ["NIL", "Topics"]
 
@@ -90,7 +89,7 @@ class Topics:
 
     def first(self, peer: bytes, watch: int, pattern: str, may_read: Callable[[str], bool]) -> None:
         """Push to `peer` what is kept by that pattern and it may read, by number."""
-        found = (event for event in self._matching(pattern) if may_read(event.topic))
+        found = (event for event in matching(self._kept, pattern) if may_read(event.topic))
         for events in in_parts(found):
             self._push([peer], EventHappened(watch, events))
 
@@ -134,13 +133,6 @@ class Topics:
         self._ids[event] = None
         if len(self._ids) > self.MAX_REMEMBERED:
             self._ids.popitem(last=False)
-
-    def _matching(self, pattern: str) -> Iterator[Event]:
-        if not has_wildcards(pattern):
-            event = self._kept.get(pattern)
-            return iter([event] if event else [])
-        wild = compiled(pattern)
-        return (event for topic, event in self._kept.items() if wild.match(topic))
 
 
 def _size(event: Event | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 from pyhub.errors import InvalidName
@@ -12,7 +12,7 @@ from pyhub.hub.protocol import Event, Refused, StateEntry
 from pyhub.names import check_pattern, has_wildcards
 from pyhub.names import pattern as compiled
 
-__all__ = ["Push", "Watches", "in_parts"]
+__all__ = ["Push", "Watches", "in_parts", "matching"]
 
 Push: TypeAlias = Callable[[Sequence[bytes], protocol.PushBody], None]  # to whom, what
 
@@ -132,6 +132,15 @@ class Watches:
             if wild.match(name):
                 peers.update(dict.fromkeys(self._watchers[subject, text]))
         return (peer for peer in peers if self._may_read(peer, subject, name))
+
+
+def matching(items: Mapping[str, Item], text: str) -> Iterator[Item]:
+    """Return what stands under the names that a pattern matches."""
+    if not has_wildcards(text):
+        item = items.get(text)
+        return iter([item] if item else [])
+    wild = compiled(text)
+    return (item for name, item in items.items() if wild.match(name))
 
 
 def in_parts(items: Iterable[Item]) -> Iterator[list[Item]]:

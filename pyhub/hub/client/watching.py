@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -26,7 +27,7 @@ _NIL = encode_value(None)  # kept under a topic, it ends what was kept there
 _ALARMS = "alarm/"  # topics of which every event is kept, by custom
 
 
-class _Watch(Feed[Any], Generic[W]):
+class _Watch(Feed[Any], abc.ABC, Generic[W]):
     """A feed of what a broker pushes for one pattern."""
 
     subject = ""
@@ -66,11 +67,13 @@ class _Watch(Feed[Any], Generic[W]):
         if self._is_settled and self._matches(name):
             self._change(item)
 
+    @abc.abstractmethod
     def _begin(self, items: list[W], version: int) -> None:
-        raise NotImplementedError
+        """Give what was there as of `version`, but for what was given before."""
 
+    @abc.abstractmethod
     def _change(self, item: W) -> None:
-        raise NotImplementedError
+        """Give a change."""
 
 
 class StateFeed(_Watch[StateEntry]):
