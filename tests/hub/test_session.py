@@ -436,3 +436,18 @@ def test_a_program_whose_right_was_taken_away_hears_so_by_its_next_ping(broker: 
     assert not program.session.is_known
     assert program.sent(2.0) == [], "not at once"
     assert [type(request.body) for request in program.sent(7.0)] == [protocol.Hello]
+
+
+def test_a_broker_of_the_version_before_is_asked_only_what_it_understands() -> None:
+    program = Program()
+    program.session.begin_line(0.0)
+    (hello,) = program.sent(0.0)
+    program.hear(hello.id, protocol.Welcome(1, "epoch", 1.0))
+    program.session.ask(Ask(protocol.Report({}), None, is_news=True))
+    program.ask(protocol.SetState(b"1", "k", b"\x01"))
+    program.ask(protocol.ListChannels())
+    assert [type(request.body) for request in program.sent(0.0)] == [protocol.ListChannels]
+    (refused,) = program.replies
+    assert isinstance(refused, Refused)
+    assert refused.code == "protocol"
+    assert "speaks protocol 1, which has no SetState" in refused.reason

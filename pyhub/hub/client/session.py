@@ -171,6 +171,10 @@ class Session:
             if ask.is_wanted is not None and not ask.is_wanted():
                 continue
             body = ask.body(self.epoch) if callable(ask.body) else ask.body
+            if self.protocol < protocol.PROTOCOL and not isinstance(body, protocol.REQUESTS_1):
+                if not ask.is_news:  # what it was not asked for, it need not be told
+                    _answer(ask, self._too_new(body))
+                continue
             request_id = 0 if ask.is_one_way else self._new_id()
             frame = _framed(request_id, body)
             if isinstance(frame, Refused):
@@ -212,6 +216,13 @@ class Session:
             return
         del self._outstanding[message.id]
         _answer(ask, body)  # type: ignore[arg-type]  # an id of ours: no push
+
+    def _too_new(self, body: RequestBody) -> Refused:
+        return Refused(
+            "protocol",
+            f"the broker speaks protocol {self.protocol}, which has no {type(body).__name__}: "
+            "end it, and the next program starts one of its own version",
+        )
 
     # --- Greeting ---
 

@@ -17,7 +17,8 @@ from pyhub.errors import InvalidName
 from pyhub.hub.protocol import channels, events, programs, services, state
 
 __all__ = [
-    "MAX_MESSAGE_BYTES", "MAX_REPLY_BYTES", "OLDEST", "PROTOCOL", "PushBody", "Reply", "ReplyBody",
+    "MAX_MESSAGE_BYTES", "MAX_REPLY_BYTES", "OLDEST", "PROTOCOL", "PushBody", "REQUESTS_1",
+    "Reply", "ReplyBody",
     "Request", "RequestBody", "decode_notification", "decode_reply", "decode_request", "encode",
     "encode_notification", "id_of",
 ]  # fmt: skip
@@ -29,6 +30,19 @@ PROTOCOL = 2
 OLDEST = PROTOCOL - 1
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_REPLY_BYTES = 16 * MAX_MESSAGE_BYTES  # a page of a list
+
+# What a broker of protocol 1 understands.
+REQUESTS_1 = (
+    programs.Hello,
+    programs.Ping,
+    programs.Goodbye,
+    channels.Register,
+    channels.Unregister,
+    channels.LookUp,
+    channels.ReaderAttached,
+    channels.ReaderDetached,
+    channels.ListChannels,
+)
 
 RequestBody: TypeAlias = (
     programs.Hello
