@@ -11,7 +11,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 HEADERS = sorted(glob("include/pyhub/*.h"))
-NATIVE = ("_core", "_codec", "_dlpack", "_datablock", "_reading", "_readers", "_writing")
+NATIVE = (
+    "_core", "_codec", "_dlpack", "_datablock", "_reading", "_readers", "_writing", "_handover"
+)  # fmt: skip
 DECLARATIONS = sorted(glob("pyhub/*.pxd"))
 # Tests build the package with a promise broken on purpose, to see them fail.
 SABOTAGE = [(name, None) for name in os.environ.get("PYHUB_SABOTAGE", "").split()]

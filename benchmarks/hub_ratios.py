@@ -113,7 +113,8 @@ def registrations(n_channels: int = 10_000) -> float:
             hubs[number % len(hubs)]._connection.begin(protocol.Register(channel))
             for number, channel in enumerate(channels)
         ]
-        replies = [future.result(60) for future in waiting]
+        assert all(answer.wait(60) for answer in waiting)
+        replies = [answer.result() for answer in waiting]
         took_s = time.perf_counter() - began
         assert all(isinstance(reply, protocol.Registered) for reply in replies)
         assert len(hubs[0].channels()) == n_channels

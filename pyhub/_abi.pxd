@@ -42,6 +42,8 @@ cdef extern from "pyhub/abi.h" nogil:
 
 cdef extern from "pyhub/sync.h" nogil:
     int64_t phb_monotonic_ns()
+    int phb_futex_wait(const uint32_t *, uint32_t seen, int64_t timeout_ns)
+    void phb_futex_wake(const uint32_t *)
     const int64_t PHB_SPIN_FOREVER
     ctypedef struct phb_waiting:
         int64_t spin_ns

@@ -22,6 +22,7 @@ FLOORS = {
     "pyhub.errors": 1.0,
     "pyhub.names": 1.1,
     "pyhub.process": 1.1,
+    "pyhub._handover": 1.1,
     "pyhub._core": 1.2,
     "pyhub._codec": 1.3,
     "pyhub._dlpack": 1.3,
@@ -53,7 +54,9 @@ NATIVE = {
         "pyhub._reading",
         "pyhub._readers",
         "pyhub._writing",
+        "pyhub._handover",
     },
+    "pyhub._handover": {"pyhub.hub.client"},
     "pyhub._core": {
         "pyhub._datablock",  # every native sibling: Segment
         "pyhub._reading",

@@ -80,6 +80,7 @@ class MessageHub:
             holdings.introduction,
             holdings.take,
             holdings.take_gap,
+            holdings.glance,
             holdings.report,
             holdings.end,
         )
@@ -657,10 +658,13 @@ def _forget_reader(connection: Connection, holdings: Holdings, reader: int) -> N
 
 
 def _leave(connection: Connection, holdings: Holdings) -> None:
+    # A signal handler may have interrupted what the hub's thread waits for.
+    is_interrupted = holdings.services.lock.is_mine
     holdings.close()
     # Those that the garbage collector found together with the hub: the
     # context's end would wait for them for ever.
     open_sockets = holdings.sockets.copy()
     for open_socket in open_sockets:
         open_socket.close()
-    connection.close(wait=all(open_socket.is_closed for open_socket in open_sockets))
+    is_free = all(open_socket.is_closed for open_socket in open_sockets)
+    connection.close(wait=is_free and not is_interrupted)

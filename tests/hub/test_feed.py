@@ -86,7 +86,7 @@ def test_who_waits_is_woken_by_the_end(
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    assert eventually(lambda: bool(feed._changed._waiters))  # type: ignore[attr-defined]
+    assert eventually(lambda: bool(feed._changed.n_waiting))
     end(feed)
     waiting.join()
     assert len(found) == 1

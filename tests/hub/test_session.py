@@ -37,6 +37,7 @@ class Program:
             lambda: list(self.introduction),
             self.pushes.append,
             self.gaps.append,
+            lambda body: False,
             self.refusals.append,
         )
 

@@ -540,12 +540,11 @@ def test_a_state_that_began_anew_is_seen_though_its_versions_did_too(
             pass
         broker = RuntimeDirectory(runtime).read_broker()
         assert broker is not None
-        watcher._connection._line.acquire()  # it is late
-        os.kill(broker.pid, signal.SIGKILL)
-        for file in runtime.glob("state.db*"):
-            file.unlink()
-        hub.state["g/x"] = "new"
-        watcher._connection._line.release()
+        with watcher._connection._line:  # it is late
+            os.kill(broker.pid, signal.SIGKILL)
+            for file in runtime.glob("state.db*"):
+                file.unlink()
+            hub.state["g/x"] = "new"
         seen = {entry.key: entry.value for entry in [feed.get(WATCHDOG_S), feed.get(WATCHDOG_S)]}
         assert seen == {"g/x": "new", "g/y": None}
         hub.state["g/x"] = "newest"

@@ -7,7 +7,6 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +34,10 @@ _log = logging.getLogger("pyhub.hub")
 
 Router = zmq.Socket[bytes]
 
-# The same message by Socket.send_multipart takes six times the instructions: it
-# also serves other kinds of socket, tracking, and memoryviews.
+# The same messages by Socket.send_multipart and recv_multipart take several times the
+# instructions: those also serve other kinds of socket, tracking, and memoryviews.
 _send = zmq.backend.Socket.send
+_receive = zmq.backend.Socket.recv
 _NOW = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
 
@@ -209,20 +209,21 @@ class Broker:
     def _take_turn(self, router: Router) -> None:
         """Answer what has come."""
         for _ in range(_MAX_TURN):
-            self._answer(router, router.recv_multipart(zmq.NOBLOCK, copy=False))
+            peer, frame = _receive(router, _NOW), _receive(router, _NOW, copy=False)
+            self._answer(router, peer, frame)
             if not int(router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
 
-    def _answer(self, router: Router, frames: Sequence[zmq.Frame]) -> None:
-        peer = frames[0].bytes
+    def _answer(self, router: Router, peer: bytes, frame: zmq.Frame) -> None:
         request_id: int | None = None
         body: protocol.ReplyBody | None
         # The doorman said who it is; libzmq writes it on each message.
-        key = str(frames[-1].get("User-Id"))
+        key = str(frame.get("User-Id"))
         client = self._allowed.client_of(key.encode())
         who = key[:8] if client is None else client.name
         try:
-            (frame,) = frames[1:]
+            if frame.more:
+                raise ValueError(f"{_n_more(router)} frames too many")
             request = protocol.decode_request(frame.bytes)
             request_id = request.id
             if client is None:
@@ -231,7 +232,7 @@ class Broker:
             else:
                 body = self._board.answer(peer, client, request.body, self._now, request_id)
         except ValueError as error:
-            request_id = protocol.id_of(frames[-1].bytes)
+            request_id = protocol.id_of(frame.bytes)
             body = self._board.refuse("bad_message", who, str(error)[:200])
         self._send_pushes(router)
         if body is not None and request_id != 0:  # one without any id is answered too
@@ -321,6 +322,15 @@ class Broker:
                 n_open,
                 limit,
             )
+
+
+def _n_more(router: Router) -> int:
+    """Take the frames that are left of a message; how many there were."""
+    n_more, is_last = 0, False
+    while not is_last:
+        is_last = not _receive(router, _NOW, copy=False).more
+        n_more += 1
+    return n_more
 
 
 def secure(router: zmq.Socket[bytes], secret_key: str) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Generator
-from concurrent.futures import Future, InvalidStateError
-from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
+from pyhub._handover import Answer
 from pyhub.errors import (
     CallCancelled,
     ChannelClosed,
@@ -18,7 +16,7 @@ from pyhub.errors import (
     WaitTimeout,
 )
 from pyhub.hub import protocol
-from pyhub.hub.client.connection import Connection, refusal
+from pyhub.hub.client.connection import Connection, done_in_loop, refusal
 from pyhub.hub.client.feed import Feed
 from pyhub.hub.client.patience import deadline_after, left_until
 from pyhub.hub.client.session import Ask
@@ -50,7 +48,7 @@ class PendingCall:
         self._deadline = deadline_after(timeout_s)
         self._epoch = ""  # of the broker that it was first sent to
         self._worker = ""
-        self._outcome: Future[bytes] = Future()
+        self._outcome: Answer[bytes] = calls.answer()
 
     @property
     def progress(self) -> Feed[Any]:
@@ -77,7 +75,7 @@ class PendingCall:
     @property
     def is_done(self) -> bool:
         """Whether there is a result, or an error instead of one."""
-        return self._outcome.done()
+        return self._outcome.is_done
 
     def result(self) -> Any:
         """Wait for the command's result, until the call's time is over.
@@ -95,12 +93,12 @@ class PendingCall:
         """
         self._calls.check()
         try:
-            error = self._outcome.exception(left_until(self._deadline))
-        except FutureTimeout:
-            raise self.give_up() from None
+            if not self._calls.listen(self._outcome, self._deadline):
+                raise self.give_up()
         except KeyboardInterrupt:
             self.cancel()
             raise
+        error = self._outcome.error
         if error is not None:
             raise error.with_traceback(None)  # the way it took through threads says nothing
         return unpack(self._outcome.result())
@@ -120,15 +118,11 @@ class PendingCall:
     async def _wait(self) -> Any:
         import asyncio  # whoever calls this has it already
 
-        if self.is_done:  # also when its time is over
-            return self.result()
         try:
-            # Waited for, not owned: others may wait for it, too.
-            future = asyncio.wrap_future(self._outcome)
-            # Seen, even if nobody is there any more to look at it.
-            future.add_done_callback(lambda done: done.cancelled() or done.exception())
-            done, _ = await asyncio.wait([future], timeout=left_until(self._deadline))
-            if not done:
+            # Also when its time is over, if it is done.
+            if not self.is_done and not await done_in_loop(
+                self._outcome, left_until(self._deadline)
+            ):
                 raise self.give_up()
             return self.result()
         except asyncio.CancelledError:
@@ -178,19 +172,23 @@ class PendingCall:
         else:
             self.fail(refusal(reply))
 
+    def glance(self, reply: ReplyBody) -> bool:
+        """See what came of it as soon as it is there; `accepted` is told of it, too."""
+        if isinstance(reply, protocol.Finished):
+            self.finish(reply)
+        return self.is_done
+
     def finish(self, body: protocol.Finished) -> None:
         """Hear what came of it."""
         if body.failure is not None:
             self.fail(_error(self, body.failure))
         else:
-            with contextlib.suppress(InvalidStateError):
-                self._outcome.set_result(body.value or b"\xc0")
+            self._outcome.set(body.value or b"\xc0")
             self._end()
 
     def fail(self, error: BaseException) -> None:
         """End it with an error."""
-        with contextlib.suppress(InvalidStateError):
-            self._outcome.set_exception(error)
+        self._outcome.fail(error)
         self._end()
 
     def _end(self) -> None:
@@ -220,6 +218,16 @@ class Calls:
         if self._error is not None:  # meanwhile: nobody looks for those under way any more
             call.fail(self._error)
         return call
+
+    def answer(self) -> Answer[bytes]:
+        """Return what a call's outcome is waited for by."""
+        assert self.connection is not None
+        return self.connection.answer()
+
+    def listen(self, answer: Answer[bytes], deadline: float) -> bool:
+        """Wait for an outcome; whether it came before the deadline."""
+        assert self.connection is not None
+        return self.connection.listen(answer, deadline)
 
     def send(self, call: PendingCall) -> None:
         """Ask the broker."""
@@ -273,6 +281,13 @@ class Calls:
         """Return what a broker has to be told of them."""
         return [_ask(call) for call in list(self._pending.values())]
 
+    def glance(self, body: protocol.Finished) -> bool:
+        """See what came of a call before it is taken; whether it is one of these."""
+        call = self._pending.get(body.call)
+        if call is not None:
+            call.finish(body)
+        return call is not None
+
     def take(self, body: protocol.Finished | protocol.Progressed) -> None:
         """Take what the broker pushed."""
         call = self._pending.get(body.call)
@@ -296,7 +311,13 @@ class Calls:
 
 def _ask(call: PendingCall) -> Ask:
     # An introduction says it, too; and once it was given up, it is not to begin.
-    return Ask(call.request, call.accepted, is_news=True, is_wanted=lambda: not call.is_done)
+    return Ask(
+        call.request,
+        call.accepted,
+        is_news=True,
+        is_wanted=lambda: not call.is_done,
+        on_glance=call.glance,
+    )
 
 
 def _error(call: PendingCall, failure: Failure) -> PyhubError:

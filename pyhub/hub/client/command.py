@@ -50,6 +50,12 @@ class Command:
         self._hints = {
             each: hint for each, hint in hints.items() if hint is not Job and _is_known(hint)
         }
+        # Mostly, nothing has to be converted, and no default looked up.
+        self._types = {
+            name: hints.get(name)
+            for name, each in self._signature.parameters.items()
+            if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        }
         self.info = CommandInfo(
             name,
             cut(inspect.getdoc(function) or "", 1000),
@@ -65,6 +71,8 @@ class Command:
             raise BadArguments(f"arguments go by name, in a map; not {arguments!r:.80}")
         for name in self._jobs:
             arguments[name] = job
+        if self._fits(arguments):
+            return self.function(**arguments)
         try:
             bound = self._signature.bind(**arguments)
         except TypeError as error:
@@ -79,6 +87,12 @@ class Command:
                 converted = self._taken(name, value, hint)
             bound.arguments[name] = converted
         return self.function(*bound.args, **bound.kwargs)
+
+    def _fits(self, arguments: dict[str, Any]) -> bool:
+        """Whether these are all its parameters, each of exactly the type that is asked for."""
+        return arguments.keys() == self._types.keys() and all(
+            type(value) is self._types[name] for name, value in arguments.items()
+        )
 
     def _taken(self, name: str, value: Any, hint: Any) -> Any:
         try:

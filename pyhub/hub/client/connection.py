@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, InvalidStateError
-from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any, TypeVar
 
 import zmq
 
 from pyhub._core import process_lease
+from pyhub._handover import Answer, Ears, Turn, gather
 from pyhub.errors import (
     AccessDenied,
     BrokerRefused,
@@ -29,12 +28,13 @@ from pyhub.errors import (
     ServiceNotFound,
 )
 from pyhub.hub import protocol
+from pyhub.hub.client.patience import deadline_after, left_until
 from pyhub.hub.client.session import Ask, OnReply, Session, Unreadable
 from pyhub.hub.protocol import PushBody, Refused, ReplyBody, RequestBody
 from pyhub.hub.runtime import BrokerConfig, BrokerFile, RuntimeDirectory
 from pyhub.names import lease_path
 
-__all__ = ["Connection", "expected", "refusal"]
+__all__ = ["Connection", "done_in_loop", "expected", "refusal"]
 
 _log = logging.getLogger("pyhub.hub")
 
@@ -52,10 +52,15 @@ _FIRST_ANSWER_S = 1.0
 _LONGEST_FIRST_ANSWER_S = 8.0
 # More than that waits to be sent only if the broker does not read.
 _CROWD = 500
+# Answers that were given to who waits, before the thread is to take them, too.
+_MAX_SEEN = 32
 # Each channel has one, and each reader that waits for notifications; libzmq's own
 # limit is 1023.
 _MAX_SOCKETS = 10_000
-_MAIN = threading.main_thread().ident
+
+# `Socket.send` of the class above serves other kinds of sockets as well.
+_send = zmq.backend.Socket.send
+_NOW = int(zmq.NOBLOCK)
 
 
 class Connection:
@@ -70,15 +75,18 @@ class Connection:
         How to find the broker.
     introduction
         Returns what a broker that knows nothing of this program has to be
-        told. Called in the connection's thread each time one is met.
+        told. Called by whoever has the line, each time one is met.
     on_push, on_gap
-        Told, in that thread, of what the broker pushes, and of how many pushes
-        were lost.
+        Told, by whoever has the line, of what the broker pushes, and of how
+        many pushes were lost.
+    on_glance
+        Told of a push that is not taken yet, and may be told of it again: whether
+        nobody needs it but a thread that waits for it.
     on_beat
-        Asked, in that thread, once a heartbeat for what there is to report.
+        Asked, in the connection's thread, once a heartbeat for what there is to report.
     on_end
-        Told, in that thread, why there is nothing to come any more: this
-        program's right was taken away, or the line is out of order.
+        Told why there is nothing to come any more: this program's right was
+        taken away, or the line is out of order.
 
     Raises
     ------
@@ -92,6 +100,7 @@ class Connection:
         introduction: Callable[[], Iterable[Ask]],
         on_push: Callable[[PushBody], None],
         on_gap: Callable[[int], None],
+        on_glance: Callable[[PushBody], bool],
         on_beat: Callable[[], Iterable[Ask]],
         on_end: Callable[[PyhubError], None],
     ) -> None:
@@ -105,30 +114,32 @@ class Connection:
         self._pid = os.getpid()
         # Kept over reconnections: to the broker it is the same program.
         self._identity = os.urandom(8)
-        self._session = Session(self._hello, introduction, on_push, on_gap, self._turned_away)
+        self._session = Session(
+            self._hello, introduction, on_push, on_gap, on_glance, self._turned_away
+        )
         self._is_closed = False
-        # Who has the line sends and receives for all: mostly the thread, but also
-        # a thread of a service, which spares a change of threads. Not the main
-        # one: a signal's handler may raise there at any point, with the line taken.
-        self._line = threading.Lock()
-        # Appending, and writing to the descriptor: of all ways to wake a thread,
-        # one that a finalizer and a signal handler may use too.
+        # Who has the line, sends and receives for all: the connection's thread, or one
+        # that has something to send, or waits for something, and spares so a change
+        # of threads.
+        self._line = Turn()
+        self._ears = Ears()
+        # Appending is something that a finalizer and a signal handler may do too.
         self._inbox: deque[Ask] = deque()
         self._unsent: deque[bytes] = deque()  # for which the socket had no room
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._wake_lock = threading.RLock()  # its number may be another file's once it is closed
-        self._waiting: dict[int, Future[Any]] = {}  # askers, to be told of failures
+        self._received: deque[bytes] = deque()  # and not taken yet
+        self._is_seen = False  # whether who waits for these has them already
+        # Those that are waited for, to be told of failures: as long as they are, however
+        # that ends.
+        self._waiting: weakref.WeakValueDictionary[int, Answer[Any]] = weakref.WeakValueDictionary()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.context.max_sockets = _MAX_SOCKETS
         self._socket: zmq.Socket[bytes] | None = None
-        self._descriptor = -1  # its own, which libzmq wakes us by
-        self._poller = select.poll()
-        self._poller.register(self._wake, select.POLLIN)
         self._broker: BrokerFile | None = None  # at the other end of it
         self._first_answer_s = _FIRST_ANSWER_S
         self._answer_by = 0.0  # until then, it is not given up
         self._is_mute = False  # whether it has brought nothing yet
-        self._ended = threading.Event()
+        self._fault: BaseException | None = None  # ours, which puts the line out of order
+        self._ended: Answer[None] = Answer()
         self._thread = threading.Thread(target=self._run, name="pyhub-hub", daemon=True)
         self._thread.start()
         try:
@@ -190,45 +201,84 @@ class Connection:
 
     async def aask(self, body: RequestBody, expect: type[R]) -> R:
         """Do what `ask` does without holding up the event loop."""
-        import asyncio  # whoever calls this has it already
-
-        future = asyncio.wrap_future(self.begin(body))
+        answer = self.begin(body)
         try:
-            return expected(await asyncio.wait_for(future, self._config.timeout_s), expect)
-        except TimeoutError:
-            raise self.unreachable() from None
+            if not await done_in_loop(answer, self._config.timeout_s):
+                raise self.unreachable()
+            return expected(answer.result(), expect)
+        finally:
+            self._give_up(answer)
 
-    def wait(self, future: Future[ReplyBody]) -> ReplyBody:
+    def wait(self, answer: Answer[ReplyBody]) -> ReplyBody:
         """Return the reply to what was begun; errors as for `ask`."""
         try:
-            return future.result(self._config.timeout_s)
-        except FutureTimeout:
-            raise self.unreachable() from None
+            if not self.listen(answer, deadline_after(self._config.timeout_s)):
+                raise self.unreachable()
+            return answer.result()
         finally:
-            future.cancel()
+            self._give_up(answer)
 
-    def begin(self, body: RequestBody, on_reply: OnReply | None = None) -> Future[ReplyBody]:
-        """Send a request; the future has its reply, a refusal too.
+    def begin(self, body: RequestBody, on_reply: OnReply | None = None) -> Answer[ReplyBody]:
+        """Send a request; the answer is its reply, a refusal too.
 
-        `on_reply` is told of it in the connection's thread, before anything
-        that the broker sent later is taken.
+        `on_reply` is told of it by whoever takes it, before anything that the
+        broker sent later is taken.
         """
         self.check()
-        future: Future[ReplyBody] = Future()
+        answer: Answer[ReplyBody] = self.answer()
 
         def take(reply: ReplyBody) -> None:
             if on_reply is not None:
                 on_reply(reply)
-            self._waiting.pop(id(future), None)
-            with contextlib.suppress(InvalidStateError):  # nobody waits any more
-                future.set_result(reply)
+            answer.set(reply)
 
-        self._waiting[id(future)] = future
-        future.add_done_callback(lambda done: self._waiting.pop(id(done), None))
-        self._put(Ask(body, take, is_wanted=lambda: not future.done()), is_urgent=True)
+        def glance(reply: ReplyBody) -> bool:
+            if on_reply is None and not isinstance(reply, Refused):
+                answer.set(reply)
+            return answer.is_done
+
+        self._waiting[id(answer)] = answer
+        ask = Ask(body, take, is_wanted=lambda: not answer.is_done, on_glance=glance)
+        self._put(ask, is_urgent=True)
         if self._is_closed:  # meanwhile: the thread may not see it any more
             self._fail(_closed())
-        return future
+        return answer
+
+    def answer(self) -> Answer[Any]:
+        """Return something to wait for with `listen`."""
+        return Answer(self._ears)
+
+    def listen(self, answer: Answer[Any], deadline: float) -> bool:
+        """Wait for an answer, and take meanwhile what comes, unless another thread does.
+
+        Returns
+        -------
+        bool
+            Whether it came before the deadline.
+        """
+        while not answer.is_done and (left_s := left_until(deadline)):
+            if not self.listen_while(lambda: not answer.is_done, left_s):
+                answer.wait(left_s)
+        return answer.is_done
+
+    def listen_while(self, is_needed: Callable[[], bool], timeout_s: float) -> bool:
+        """Take what comes as long as it is needed; whether this thread could."""
+        deadline = deadline_after(timeout_s)
+        take = self._look if _is_interruptible() else self._exchange
+        with self._ears.standing_in() as is_mine:
+            while is_mine and is_needed() and self._socket is not None:
+                with self._line.attempt() as is_free:
+                    if is_free:
+                        take()
+                seen, left_s = self._ears.n_nudges, left_until(deadline)
+                if not left_s or not is_needed():
+                    break
+                self._ears.wait(seen, left_s)
+        return is_mine
+
+    def nudge(self) -> None:
+        """Have whoever listens look whether that is still needed."""
+        self._ears.nudge()
 
     def tell(self, body: RequestBody, is_news: bool = True) -> None:
         """Say something soon; never waits, never raises.
@@ -245,8 +295,9 @@ class Connection:
         return len(self._inbox) + len(self._unsent) > _CROWD
 
     def put_later(self, ask: Ask, delay_s: float) -> None:
-        """Have something asked after a while; in the connection's thread only."""
+        """Have something asked after a while; for who has the line."""
         self._session.ask_later(ask, time.monotonic() + delay_s)
+        self._ears.call()
 
     def put(self, ask: Ask) -> None:
         """Have something asked, at once if the line is free; not for finalizers."""
@@ -254,12 +305,18 @@ class Connection:
             self._put(ask, is_urgent=True)
 
     def check(self) -> None:
-        """Raise if no request can be made any more: after `close`, or a fork."""
+        """Raise if no request can be made: after `close`, a fork, or amid another one."""
         self.check_fork()
         if self._error is not None:
             raise self._error
         if self._is_closed:
             raise _closed()
+        if self._line.is_mine:
+            raise PyhubError(
+                "the hub was asked for something in the middle of its own work: by a signal "
+                "handler that interrupted it, or a logging handler.\n"
+                "  Do it when that has returned: set a flag there. To close the hub is possible."
+            )
 
     def check_fork(self) -> None:
         """Raise in a fork's child: the line is its parent's."""
@@ -279,9 +336,10 @@ class Connection:
         if self._pid != os.getpid() or self._is_closed:
             return
         self._is_closed = True
-        self._wake_up()
-        # Not to be waited for by itself: a push's receiver may close the hub.
-        if wait and threading.get_ident() != self._thread.ident:
+        self._ears.call()
+        # Not to be waited for by itself, or with the line that it needs: a push's
+        # receiver may close the hub, and a signal's handler.
+        if wait and threading.get_ident() != self._thread.ident and not self._line.is_mine:
             self._thread.join(self._config.timeout_s)
 
     def unreachable(self) -> BrokerUnreachable:
@@ -301,22 +359,50 @@ class Connection:
         )
 
     def _put(self, ask: Ask, is_urgent: bool = False) -> None:
+        if is_urgent:
+            with self._line.attempt() as is_free:
+                if is_free and self._post(ask):
+                    return
         self._inbox.append(ask)
-        # Not if this very thread has the line, in a push's receiver or a
-        # finalizer within: then it is sent by the thread, soon.
-        is_urgent = is_urgent and threading.get_ident() != _MAIN
-        if is_urgent and self._line.acquire(blocking=False):
-            try:
-                self._exchange()
-            finally:
-                self._line.release()
-        else:
-            self._wake_up()
+        self._ears.call()
 
-    def _wake_up(self) -> None:
-        with self._wake_lock:
-            if self._wake >= 0:
-                os.eventfd_write(self._wake, 1)
+    def _post(self, ask: Ask) -> bool:
+        """Send at once what is asked, in any thread that has the line; whether that can be."""
+        if not _is_interruptible():
+            self._inbox.append(ask)
+            self._exchange()
+            return True
+        # A handler may raise at any point: each thing is done after what makes up for
+        # it, should it be the last.
+        if self._socket is None or self._inbox or self._unsent:
+            return False
+        frame = self._session.compose(ask, time.monotonic())
+        if frame is None:
+            return False
+        self._unsent.append(frame)
+        self._flush(self._socket)
+        self._look()  # to send may make the descriptor quiet, though something has come
+        return True
+
+    def _look(self) -> None:
+        """Receive, in the main thread: only look for what is waited for, and leave the rest.
+
+        A handler may raise at any point, and what was received must be taken once.
+        """
+        if self._socket is None:
+            return
+        n_before, was_seen = len(self._received), self._is_seen or not self._received
+        self._is_seen = False  # until the end of this
+        gather(self._received, self._socket)
+        new = list(self._received)[n_before:]
+        # In their order: what waits behind something that has to be taken, waits as well.
+        self._is_seen = was_seen and all(map(self._session.glance, new))
+        if not self._is_seen or len(self._received) > _MAX_SEEN:
+            self._ears.call()
+
+    def _give_up(self, answer: Answer[Any]) -> None:
+        if not answer.is_done:
+            answer.fail(_closed())  # nobody waits for it any more
 
     # --- The thread ---
 
@@ -325,6 +411,7 @@ class Connection:
         try:
             while not self._is_closed:
                 with self._line:
+                    self._take_received()
                     now = time.monotonic()
                     if self._session.is_overdue(now) and now >= self._answer_by:
                         self._disconnect()
@@ -341,7 +428,7 @@ class Connection:
                             self._session.ask(ask)
                     self._exchange()
                     wait_s = self._rest_s()
-                self._rest(wait_s)
+                self._ears.rest(wait_s)
             with self._line:
                 self._say_goodbye()
         except BaseException as error:
@@ -353,13 +440,12 @@ class Connection:
             self._is_closed = True
             self._fail(self._error)
             self._on_end(self._error)
-            self._disconnect()
+            with self._line:
+                self._disconnect()
         finally:
             self._fail(_closed())
-            self._ended.set()
-            with self._wake_lock:
-                os.close(self._wake)
-                self._wake = -1
+            self._ended.set(None)
+            self._ears.close()
             self.context.term()
 
     def _rest_s(self) -> float:
@@ -368,36 +454,48 @@ class Connection:
         due = max(self._session.due(), self._answer_by)
         return min(max(due - time.monotonic(), 0.0), _LOOK_S)
 
-    def _rest(self, wait_s: float) -> None:
-        """Sleep until there is something to do; without the line, which others may use."""
-        for descriptor, _ in self._poller.poll(int(wait_s * 1000) + 1):
-            if descriptor == self._wake:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake)
-
     def _exchange(self) -> None:
         """Send what is to be sent, and take what has come, until there is neither."""
-        while True:
-            while self._inbox:
-                self._session.ask(self._inbox.popleft())
-            if self._socket is None:
-                return
-            self._send(self._socket)
-            # Asking for the events, unlike a recv that fails, makes the
-            # descriptor quiet, so that it tells of the next message.
-            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                return
-            self._take(self._socket.recv(zmq.NOBLOCK))
+        try:
+            has_looked = False
+            while True:
+                self._take_received()
+                while self._inbox:
+                    self._session.ask(self._inbox.popleft())
+                if self._socket is None:
+                    return
+                # To send may make the descriptor quiet, though something has come.
+                if self._send(self._socket) == 0 and has_looked:
+                    return
+                has_looked = True
+                gather(self._received, self._socket)
+        except BaseException as error:
+            self._fault = error
+            self._ears.call()
+            raise
 
-    def _send(self, line: zmq.Socket[bytes]) -> None:
+    def _take_received(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+        while self._received:
+            self._take(self._received.popleft())
+
+    def _send(self, line: zmq.Socket[bytes]) -> int:
+        """Send what there is, as far as there is room; how many messages."""
         if not self._unsent:
             self._unsent.extend(self._session.outgoing(time.monotonic()))
+        return self._flush(line)
+
+    def _flush(self, line: zmq.Socket[bytes]) -> int:
+        n_sent = 0
         while self._unsent:
             try:
-                line.send(self._unsent[0], zmq.NOBLOCK)
+                _send(line, self._unsent[0], _NOW)
             except zmq.Again:  # it does not read: later, if it does again
-                return
+                break
             self._unsent.popleft()
+            n_sent += 1
+        return n_sent
 
     def _take(self, frame: bytes) -> None:
         self._is_mute, self._answer_by, self._first_answer_s = False, 0.0, _FIRST_ANSWER_S
@@ -449,18 +547,18 @@ class Connection:
             return
         with self._line:
             self._socket, self._broker = line, broker
-            self._descriptor = line.fileno()
-            self._poller.register(self._descriptor, select.POLLIN)
+            self._ears.open(line.fileno())
             self._is_mute = True
             self._answer_by = time.monotonic() + self._first_answer_s
             self._session.begin_line(time.monotonic())
 
     def _disconnect(self) -> None:
         if self._socket is not None:
-            self._poller.unregister(self._descriptor)
+            self._ears.shut()
             self._socket.close(0)
             self._socket = self._broker = None
             self._unsent.clear()
+            self._received.clear()
             if self._is_mute:
                 self._first_answer_s = min(2 * self._first_answer_s, _LONGEST_FIRST_ANSWER_S)
             self._session.lost_line()
@@ -474,6 +572,7 @@ class Connection:
                 self._session.ask(self._inbox.popleft())
             self._session.ask(Ask(protocol.Goodbye()))
             self._exchange()
+        self._ears.shut()
         self._socket.close(_LINGER_MS)
         self._socket = None
 
@@ -496,9 +595,31 @@ class Connection:
 
     def _fail(self, error: BaseException) -> None:
         """Tell all who wait that they wait in vain."""
-        for future in list(self._waiting.values()):
-            with contextlib.suppress(InvalidStateError):
-                future.set_exception(error)
+        for waiting in self._waiting.valuerefs():  # a copy: others begin to wait
+            if (answer := waiting()) is not None:
+                answer.fail(error)
+
+
+async def done_in_loop(answer: Answer[Any], timeout_s: float) -> bool:
+    """Wait for an answer without holding up the event loop; whether it came in time."""
+    import asyncio  # whoever calls this has it already
+
+    loop = asyncio.get_running_loop()
+    is_done = asyncio.Event()
+
+    def tell() -> None:
+        with contextlib.suppress(RuntimeError):  # its loop is closed
+            loop.call_soon_threadsafe(is_done.set)
+
+    answer.on_done(tell)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(is_done.wait(), timeout_s)
+    return answer.is_done
+
+
+def _is_interruptible() -> bool:
+    """Whether this is the thread in which signals' handlers run, and may raise."""
+    return threading.get_ident() == threading.main_thread().ident
 
 
 def _own_name() -> str:

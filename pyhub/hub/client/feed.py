@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from pyhub._handover import Bell, Wake
 from pyhub.errors import ChannelClosed, CodecError, ForkedHandle, WaitTimeout
 from pyhub.hub.client.patience import deadline_after, left_until
 
@@ -45,10 +45,12 @@ class Feed(Generic[T]):
         # wrote may not be readable: then it raises, in its reader's thread.
         self._convert = convert
         self._items: deque[Any] = deque()
-        self._changed = threading.Condition()
+        # No lock: a signal's handler may run wherever the main thread is, and end the
+        # hub, whose thread feeds this. So each step leaves things in order.
+        self._changed = Bell()
         self._error: BaseException | None = None
         self._is_closed = False
-        self._descriptor = -1
+        self._readable: Wake | None = None  # made when it is first asked for
         self._wakers: list[Callable[[], None]] = []  # of those who await
         self._pid = os.getpid()
         self.n_lost = 0
@@ -67,13 +69,13 @@ class Feed(Generic[T]):
             The feed, or its hub, was closed.
         """
         deadline = deadline_after(timeout_s)
-        with self._changed:
-            while not self._items:
-                self._check()
-                if not self._changed.wait(left_until(deadline)) and not left_until(deadline):
-                    raise WaitTimeout(f"{self._what}: nothing came within {timeout_s:g} s.")
-            item = self._take()
-        return self._converted(item)
+        while True:
+            seen = self._changed.n_strokes
+            for item in self._take(1):
+                return self._converted(item)
+            self._check()
+            if not self._changed.wait(seen, left_until(deadline)):
+                raise WaitTimeout(f"{self._what}: nothing came within {timeout_s:g} s.")
 
     async def aget(self, timeout_s: float | None = None) -> T:
         """Do what `get` does without holding up the event loop."""
@@ -88,23 +90,16 @@ class Feed(Generic[T]):
                 with contextlib.suppress(RuntimeError):  # its loop is closed
                     loop.call_soon_threadsafe(woken.set)
 
-            with self._changed:
-                is_there = bool(self._items)
-                if is_there:
-                    item = self._take()
-                else:
-                    self._check()
-                    self._wakers.append(wake)
-            if is_there:
-                return self._converted(item)
+            self._wakers.append(wake)  # first: what comes from now on, wakes
             try:
+                for item in self._take(1):
+                    return self._converted(item)
+                self._check()
                 await asyncio.wait_for(woken.wait(), left_until(deadline))
             except TimeoutError:
                 raise WaitTimeout(f"{self._what}: nothing came within {timeout_s:g} s.") from None
             finally:
-                # With the lock: `_wake` may be about to call the one behind.
-                with self._changed, contextlib.suppress(ValueError):
-                    self._wakers.remove(wake)
+                self._wakers.remove(wake)
 
     def taken(self) -> list[T]:
         """Return, and take, what is there now; never waits.
@@ -126,14 +121,13 @@ class Feed(Generic[T]):
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while there is something to `get`."""
-        with self._changed:
-            if self._is_closed:
-                raise ChannelClosed(f"{self._what}: this was closed.")
-            if self._descriptor < 0:
-                self._descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-                if self._items or self._error is not None:
-                    os.eventfd_write(self._descriptor, 1)
-            return self._descriptor
+        if self._is_closed:
+            raise ChannelClosed(f"{self._what}: this was closed.")
+        if self._readable is None:
+            # Two threads may ask at once: they get the same one.
+            self._readable = self.__dict__.setdefault("_first_readable", Wake())
+            self._settle_descriptor()
+        return self._readable.fd
 
     @property
     def is_closed(self) -> bool:
@@ -142,43 +136,35 @@ class Feed(Generic[T]):
 
     def close(self) -> None:
         """End it. May be called twice."""
-        with self._changed:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            self._items.clear()
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-                self._descriptor = -1
-            self._wake()
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._items.clear()
+        if self._readable is not None:
+            self._readable.close()
+        self._wake()
         if self._on_close is not None:
             self._on_close()
 
     # --- For whoever feeds it ---
 
     def put(self, item: Any) -> None:
-        """Add an item, before it is converted; never waits."""
-        with self._changed:
-            if self._is_closed:
-                return
-            if len(self._items) >= MAX_ITEMS:
-                self._make_room()
-            self._items.append(item)
-            self._wake()
+        """Add an item, before it is converted; never waits. One thread at a time."""
+        if self._is_closed:
+            return
+        if len(self._items) >= MAX_ITEMS:
+            self._make_room()
+        self._items.append(item)
+        self._wake()
 
     def drain(self) -> list[Any]:
         """Return, and take, what is there now, as it was put."""
-        with self._changed:
-            items = list(self._items)
-            self._items.clear()
-            self._settle_descriptor()
-            return items
+        return self._take(len(self._items))
 
     def end(self, error: BaseException) -> None:
         """Let who waits, and who comes when all was taken, have `error`."""
-        with self._changed:
-            self._error = self._error or error
-            self._wake()
+        self._error = self._error or error
+        self._wake()
 
     def __iter__(self) -> Iterator[T]:
         while True:
@@ -205,32 +191,34 @@ class Feed(Generic[T]):
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0:  # nobody closed it
-            os.close(self._descriptor)
-
     def _make_room(self) -> None:
-        self._items.popleft()
-        self.n_lost += 1
+        self.n_lost += len(self._take(1))
 
-    def _take(self) -> Any:
-        item = self._items.popleft()
+    def _take(self, n_items: int) -> list[Any]:
+        """Return, and take, so many items; fewer, if there are not so many."""
+        items: list[Any] = []
+        with contextlib.suppress(IndexError):
+            while len(items) < n_items:
+                items.append(self._items.popleft())
         self._settle_descriptor()
-        return item
+        return items
 
     def _converted(self, item: Any) -> T:
         return item if self._convert is None else self._convert(item)
 
     def _put_back(self, items: list[Any]) -> None:
-        with self._changed:
-            if items and not self._is_closed:
-                self._items.extendleft(reversed(items))
-                self._wake()
+        if items and not self._is_closed:
+            self._items.extendleft(reversed(items))
+            self._wake()
 
     def _settle_descriptor(self) -> None:
-        if not self._items and self._descriptor >= 0 and self._error is None:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._descriptor)
+        """Have the descriptor readable if, and only if, there is something to take."""
+        if self._readable is not None and not self._items:
+            self._readable.quiet()
+            if self._items or self._error is not None:  # meanwhile
+                self._readable.wake()
+        elif self._readable is not None:
+            self._readable.wake()
 
     def _check(self) -> None:
         if self._pid != os.getpid():
@@ -244,8 +232,8 @@ class Feed(Generic[T]):
             raise ChannelClosed(f"{self._what}: this was closed.")
 
     def _wake(self) -> None:
-        self._changed.notify_all()
-        if self._descriptor >= 0:
-            os.eventfd_write(self._descriptor, 1)
+        self._changed.ring()
+        if self._readable is not None:
+            self._readable.wake()
         for waker in list(self._wakers):
             waker()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 from pyhub.datablock import DataBlockProducer
 from pyhub.errors import ChannelClosed, PyhubError
@@ -41,6 +43,14 @@ class Holdings:
         self.calls = Calls()
         self.services = Services()
         self.watching = Watching()
+        self._takers: dict[type[PushBody], Callable[[Any], None]] = {
+            protocol.Execute: self.services.take,
+            protocol.Abort: self.services.take,
+            protocol.Finished: self.calls.take,
+            protocol.Progressed: self.calls.take,
+            protocol.StateChanged: self.watching.take,
+            protocol.EventHappened: self.watching.take,
+        }
         self._reported: dict[str, tuple[float, int]] = {}  # segment id -> when, how many frames
 
     def serve(self, connection: Connection) -> None:
@@ -82,12 +92,11 @@ class Holdings:
 
     def take(self, body: PushBody) -> None:
         """Take what the broker pushed."""
-        if isinstance(body, protocol.Execute | protocol.Abort):
-            self.services.take(body)
-        elif isinstance(body, protocol.Finished | protocol.Progressed):
-            self.calls.take(body)
-        else:
-            self.watching.take(body)
+        self._takers[type(body)](body)
+
+    def glance(self, body: PushBody) -> bool:
+        """Look at what is about to be taken: whether nobody needs it but who waits for it."""
+        return isinstance(body, protocol.Finished) and self.calls.glance(body)
 
     def take_gap(self, n_lost: int) -> None:
         """Hear that pushes were lost: ask again for what they may have been."""

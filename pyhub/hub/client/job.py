@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
+from pyhub._handover import Bell
 from pyhub.errors import CallCancelled
 from pyhub.hub import protocol
 from pyhub.hub.client.connection import Connection
@@ -30,12 +30,12 @@ class Job:
         self.n_unreported = 0
         self._call = call
         self._connection = connection
-        self._cancelled = threading.Event()
+        self._cancelled = Bell()
 
     @property
     def is_cancelled(self) -> bool:
         """Whether nobody waits for the result any more: a good moment to end."""
-        return self._cancelled.is_set()
+        return bool(self._cancelled.n_strokes)
 
     def check(self) -> None:
         """Raise `CallCancelled` if nobody waits any more."""
@@ -44,7 +44,7 @@ class Job:
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep for so long, or until the call is cancelled; whether it was."""
-        return self._cancelled.wait(timeout_s)
+        return self.is_cancelled or self._cancelled.wait(0, timeout_s)
 
     def report(self, value: Any) -> None:
         """Tell the caller how far it is; any value that a flex zone may hold. Never waits."""
@@ -56,4 +56,4 @@ class Job:
 
     def cancel(self) -> None:
         """Let it know that nobody waits any more; for its service."""
-        self._cancelled.set()
+        self._cancelled.ring()

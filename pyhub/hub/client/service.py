@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import operator
 import os
 import queue
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from pyhub._handover import Turn
 from pyhub.errors import BrokerUnreachable, CallCancelled, PyhubError
 from pyhub.hub import protocol
 from pyhub.hub.client.command import BadArguments, Command
@@ -110,11 +112,11 @@ class Service:
                 return
             self._is_closed = True
             for _ in self._threads:
-                self._jobs.put(None)
+                self._put(None)
         self._services.withdraw(self)
         if wait:
             for thread in self._threads:
-                if thread is not threading.current_thread():
+                if thread is not threading.current_thread() and thread.ident is not None:
                     thread.join(self._services.timeout_s)
 
     def __enter__(self) -> Service:
@@ -125,7 +127,12 @@ class Service:
 
     def put(self, execute: protocol.Execute, job: Job) -> None:
         """Have a call done by the next free thread."""
-        self._jobs.put((execute, job))
+        self._put((execute, job))
+
+    def _put(self, task: tuple[protocol.Execute, Job] | None) -> None:
+        self._jobs.put(task)
+        if self._services.connection is not None:
+            self._services.connection.nudge()
 
     def offer(self) -> protocol.Offer:
         """Return the message that offers it."""
@@ -159,6 +166,8 @@ class Service:
             name: Command(check_name(name, "command"), f, idempotent)
             for name, f in commands.items()
         }
+        # A Ctrl-C may have come before a thread's start.
+        self._threads = [thread for thread in self._threads if thread.ident is not None]
         while len(self._threads) < self.threads:
             thread = threading.Thread(target=self._work, name=f"pyhub-{self.name}", daemon=True)
             self._threads.append(thread)
@@ -166,9 +175,16 @@ class Service:
         return before
 
     def _work(self) -> None:
-        while (task := self._jobs.get()) is not None:
+        while (task := self._next()) is not None:
             execute, job = task
             self._services.done(self._do(execute, job))
+
+    def _next(self) -> tuple[protocol.Execute, Job] | None:
+        connection = self._services.connection
+        assert connection is not None
+        # As long as nobody else does, it listens itself for what there is to do.
+        connection.listen_while(self._jobs.empty, math.inf)
+        return self._jobs.get()
 
     def _do(self, execute: protocol.Execute, job: Job) -> protocol.Outcome:
         command = self._commands.get(execute.command)
@@ -198,7 +214,7 @@ class Services:
         self._jobs: dict[bytes, Job] = {}  # under way
         self._outcomes = Outcomes()
         # Held for moments; by a finalizer too, that runs where it is held already.
-        self.lock = threading.RLock()
+        self.lock = Turn()
         self._pid = os.getpid()
         self.connection: Connection | None = None
 

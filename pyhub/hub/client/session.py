@@ -55,6 +55,9 @@ class Ask:
         Whether somebody still waits for the answer; None: always.
     is_one_way
         Whether there is no answer: sent once, and lost with its line.
+    on_glance
+        Shown an answer that has come and is not taken yet, in any thread, before
+        `on_reply` is told: whether all who need it at once have it. None: they have not.
     """
 
     body: RequestBody | Callable[[str], RequestBody]
@@ -62,6 +65,7 @@ class Ask:
     is_news: bool = False
     is_wanted: Callable[[], bool] | None = None
     is_one_way: bool = False
+    on_glance: Callable[[ReplyBody], bool] | None = None
 
 
 class Session:
@@ -77,6 +81,8 @@ class Session:
         Told of each push.
     on_gap
         Told how many pushes were lost.
+    on_glance
+        Told of a push before it is taken: whether it is for nobody else then.
     on_refusal
         Told if the broker does not take this program in.
     """
@@ -87,12 +93,14 @@ class Session:
         introduction: Callable[[], Iterable[Ask]],
         on_push: Callable[[PushBody], None],
         on_gap: Callable[[int], None],
+        on_glance: Callable[[PushBody], bool],
         on_refusal: Callable[[Refused], None],
     ) -> None:
         self._hello = hello
         self._introduction = introduction
         self._on_push = on_push
         self._on_gap = on_gap
+        self._on_glance = on_glance
         self._on_refusal = on_refusal
         self._proposed = protocol.PROTOCOL
         self.protocol = 0  # what both speak
@@ -168,24 +176,54 @@ class Session:
             self._queue.appendleft(Ask(protocol.Ping(), on_reply, is_news=True))
         while self.is_known and self._queue and len(self._outstanding) < _WINDOW:
             ask = self._queue.popleft()
-            if ask.is_wanted is not None and not ask.is_wanted():
-                continue
-            body = ask.body(self.epoch) if callable(ask.body) else ask.body
-            if self.protocol < protocol.PROTOCOL and not isinstance(body, protocol.REQUESTS_1):
-                if not ask.is_news:  # what it was not asked for, it need not be told
-                    _answer(ask, self._too_new(body))
-                continue
-            request_id = 0 if ask.is_one_way else self._new_id()
-            frame = _framed(request_id, body)
+            frame = self._frame(ask, now)
             if isinstance(frame, Refused):
                 _answer(ask, frame)
-                continue
-            frames.append(frame)
-            if not ask.is_one_way:
-                if not self._outstanding:
-                    self._heard_at = now
-                self._outstanding[request_id] = ask
+            elif frame is not None:
+                frames.append(frame)
         return frames
+
+    def compose(self, ask: Ask, now: float) -> bytes | None:
+        """Return what is to be sent for `ask`; None, and nothing happened: not at once.
+
+        Whoever does so may be interrupted, and never send it: it then counts as
+        one that was lost on the way.
+        """
+        if not self.is_known or self._queue or len(self._outstanding) >= _WINDOW:
+            return None
+        frame = self._frame(ask, now)
+        return None if isinstance(frame, Refused) else frame
+
+    def _frame(self, ask: Ask, now: float) -> bytes | Refused | None:
+        """Return what is to be sent for `ask`, or why it cannot be; None: nobody wants it."""
+        if ask.is_wanted is not None and not ask.is_wanted():
+            return None
+        body = ask.body(self.epoch) if callable(ask.body) else ask.body
+        if self.protocol < protocol.PROTOCOL and not isinstance(body, protocol.REQUESTS_1):
+            # What it was not asked for, it need not be told.
+            return None if ask.is_news else self._too_new(body)
+        request_id = 0 if ask.is_one_way else self._new_id()
+        frame = _framed(request_id, body)
+        if not ask.is_one_way and not isinstance(frame, Refused):
+            if not self._outstanding:
+                self._heard_at = now
+            self._outstanding[request_id] = ask
+        return frame
+
+    def glance(self, frame: bytes) -> bool:
+        """Look at what is to be received: whether all who need it at once have it now.
+
+        Any thread may, also one that can be interrupted: nothing changes here.
+        """
+        try:
+            message = protocol.decode_reply(frame)
+        except ValueError:
+            return False
+        body = message.body
+        if message.id == 0:
+            return not isinstance(body, Refused) and self._on_glance(body)  # type: ignore[arg-type]
+        ask = self._outstanding.get(message.id)
+        return ask is not None and ask.on_glance is not None and ask.on_glance(body)  # type: ignore[arg-type]
 
     def receive(self, frame: bytes, now: float) -> None:
         """Take what the broker sent.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -121,11 +121,12 @@ class StateFeed(_Watch[StateEntry]):
     def _make_room(self) -> None:
         # Whoever comes late gets each key's newest value: others give way to it.
         newest: dict[str, StateEntry] = {}
-        for item in self._items:
+        items = self.drain()
+        for item in items:
             newest.pop(item.key, None)
             newest[item.key] = item
-        self.n_lost += len(self._items) - len(newest)
-        self._items = deque(newest.values())
+        self.n_lost += len(items) - len(newest)
+        self._items.extend(newest.values())
         if len(self._items) >= MAX_ITEMS:
             super()._make_room()
 

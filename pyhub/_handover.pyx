@@ -1,0 +1,436 @@
+# cython: language_level=3, embedsignature=False
+"""What threads of one program hand to each other.
+
+Each method that does not sleep is one step: no other thread comes in between,
+and no signal handler, as those run between two instructions of Python. So the
+main thread may be interrupted anywhere, by a handler that uses or ends the
+very same things, and leaves nothing locked that another thread waits for.
+"""
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from posix.unistd cimport close as close_descriptor
+from posix.unistd cimport read, write
+
+from pyhub._abi cimport phb_futex_wait, phb_futex_wake, phb_monotonic_ns
+
+__all__ = ["Answer", "Bell", "Ears", "Turn", "Wake", "gather"]
+
+cdef extern from "sys/eventfd.h" nogil:
+    int eventfd(unsigned int initval, int flags)
+    enum:
+        EFD_CLOEXEC
+        EFD_NONBLOCK
+
+cdef extern from "sys/epoll.h" nogil:
+    enum:
+        EPOLLIN
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+        EPOLL_CTL_MOD
+    ctypedef union epoll_data_t:
+        int fd
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int maxevents, int timeout)
+
+cdef extern from "poll.h" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long nfds, int timeout)
+    enum:
+        POLLIN
+
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident()
+
+cdef extern from "errno.h" nogil:
+    int errno
+    enum:
+        EINTR
+
+# As libzmq numbers them.
+cdef enum:
+    ZMQ_EVENTS = 15
+    ZMQ_POLLIN = 1
+    ZMQ_DONTWAIT = 1
+
+cdef int64_t _LONGEST_NS = 3_600_000_000_000  # one sleep; then it is looked again
+cdef double _LONGEST_S = 1e9
+
+
+cdef int64_t _until(double timeout_s) noexcept:
+    """Return when a wait ends, ns."""
+    if not timeout_s < _LONGEST_S:
+        timeout_s = _LONGEST_S
+    return phb_monotonic_ns() + <int64_t>(1e9 * timeout_s)
+
+
+cdef int _ms_until(int64_t end) noexcept:
+    cdef int64_t left = end - phb_monotonic_ns()
+    if left <= 0:
+        return 0
+    return <int>((left if left < _LONGEST_NS else _LONGEST_NS) // 1_000_000 + 1)
+
+
+@cython.auto_pickle(False)
+cdef class Bell:
+    """Counts its strokes: who has seen `n_strokes` can sleep until the next one."""
+
+    cdef uint32_t _n_strokes
+    cdef uint32_t _n_waiting
+
+    @property
+    def n_strokes(self):
+        """How often it was rung."""
+        return self._n_strokes
+
+    @property
+    def n_waiting(self):
+        """How many wait now."""
+        return self._n_waiting
+
+    cpdef void ring(self):
+        """Wake all who wait."""
+        self._n_strokes += 1
+        if self._n_waiting:
+            phb_futex_wake(&self._n_strokes)
+
+    cpdef bint wait(self, uint32_t seen, double timeout_s) except -1:
+        """Sleep until it was rung after `seen`, at most so long; whether it was."""
+        cdef int64_t end = _until(timeout_s)
+        cdef int64_t left
+        cdef bint is_quiet
+        self._n_waiting += 1
+        try:
+            while self._n_strokes == seen:
+                left = end - phb_monotonic_ns()
+                if left <= 0:
+                    return False
+                left = left if left < _LONGEST_NS else _LONGEST_NS
+                with nogil:
+                    is_quiet = phb_futex_wait(&self._n_strokes, seen, left)
+                if not is_quiet:
+                    PyErr_CheckSignals()
+            return True
+        finally:
+            self._n_waiting -= 1
+
+
+cdef class Wake:
+    """A descriptor that is readable from `wake` until `quiet`."""
+
+    cdef readonly int fd
+
+    def __cinit__(self):
+        self.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self.fd < 0:
+            raise OSError(errno, "eventfd")
+
+    def __dealloc__(self):
+        self.close()
+
+    cpdef void wake(self):
+        """Make it readable; nothing once it was closed."""
+        cdef uint64_t one = 1
+        if self.fd >= 0:
+            write(self.fd, &one, sizeof(one))
+
+    cpdef void quiet(self):
+        """Make it unreadable."""
+        cdef uint64_t count
+        if self.fd >= 0:
+            read(self.fd, &count, sizeof(count))
+
+    cpdef void close(self):
+        """Let the descriptor go. May be called twice."""
+        cdef int fd = self.fd
+        self.fd = -1
+        if fd >= 0:
+            close_descriptor(fd)
+
+
+cdef class Answer:
+    """What somebody waits for: a value, or an error instead; the first that is given.
+
+    Parameters
+    ----------
+    ears
+        Whose listener may be the one that waits: it is told as well.
+    """
+
+    cdef Bell _bell
+    cdef Ears _ears
+    cdef bint _is_done
+    cdef object _value
+    cdef object _error
+    cdef list _callbacks
+    cdef object __weakref__
+
+    def __cinit__(self, Ears ears=None):
+        self._bell = Bell()
+        self._ears = ears
+
+    @property
+    def is_done(self):
+        """Whether it was given."""
+        return self._is_done
+
+    @property
+    def error(self):
+        """The error that was given; None: a value was, or nothing yet."""
+        return self._error
+
+    def set(self, value):
+        """Give a value; whether nothing was given before."""
+        return self._give(value, None)
+
+    def fail(self, error):
+        """Give an error; whether nothing was given before."""
+        return self._give(None, error)
+
+    cdef bint _give(self, value, error) except -1:
+        if self._is_done:
+            return False
+        cdef list callbacks = self._callbacks
+        self._callbacks = None
+        self._value = value
+        self._error = error
+        self._is_done = True
+        self._bell.ring()
+        if self._ears is not None:
+            self._ears.nudge()
+        if callbacks is not None:
+            for callback in callbacks:
+                callback()
+        return True
+
+    cpdef bint wait(self, double timeout_s) except -1:
+        """Sleep until it is given, at most so long; whether it is."""
+        return self._is_done or self._bell.wait(0, timeout_s)
+
+    def result(self):
+        """Return the value that was given, or raise the error; None before."""
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def on_done(self, callback):
+        """Have `callback` called when it is given, by whoever gives it; or now, if it is."""
+        if not self._is_done:
+            if self._callbacks is None:
+                self._callbacks = []
+            self._callbacks.append(callback)
+        else:
+            callback()
+
+
+cdef class Turn:
+    """A lock that knows whose it is; its holder may take it again."""
+
+    cdef Bell _bell
+    cdef unsigned long _holder
+    cdef int _depth
+
+    def __cinit__(self):
+        self._bell = Bell()
+
+    @property
+    def is_mine(self):
+        """Whether this thread has it: if in a signal's handler, what it interrupted does."""
+        return self._holder == PyThread_get_thread_ident()
+
+    def __enter__(self):
+        cdef unsigned long me = PyThread_get_thread_ident()
+        while self._holder and self._holder != me:
+            self._bell.wait(self._bell._n_strokes, _LONGEST_S)
+        self._holder = me
+        self._depth += 1
+
+    def __exit__(self, *_):
+        self._depth -= 1
+        if self._depth == 0:
+            self._holder = 0
+            self._bell.ring()
+
+    def attempt(self):
+        """Return a context that takes this lock if nobody has it, this thread neither.
+
+        It says whether it did.
+        """
+        return _Attempt.__new__(_Attempt, self)
+
+
+cdef class _Attempt:
+    cdef Turn _turn
+    cdef bint _is_taken
+
+    def __cinit__(self, Turn turn):
+        self._turn = turn
+
+    def __enter__(self):
+        if self._turn._holder == 0:
+            self._turn.__enter__()
+            self._is_taken = True
+        return self._is_taken
+
+    def __exit__(self, *_):
+        if self._is_taken:
+            self._is_taken = False
+            self._turn.__exit__()
+
+
+cdef class Ears:
+    """Who listens to a descriptor: its owner, a thread that rests; or one that stands in for it.
+
+    Whoever waits for what comes best listens itself: it is there one change of
+    threads earlier. The owner sleeps on, and listens again once nobody stands in.
+    """
+
+    cdef int _epoll
+    cdef Wake _wake  # the owner's
+    cdef Wake _nudge  # the listener's
+    cdef int _descriptor
+    cdef unsigned long _listener  # who stands in
+    cdef int _depth
+    cdef uint64_t _n_nudges
+
+    def __cinit__(self):
+        cdef epoll_event event
+        self._descriptor = self._epoll = -1
+        self._wake = Wake()
+        self._nudge = Wake()
+        self._epoll = epoll_create1(EPOLL_CLOEXEC)
+        event.events = EPOLLIN
+        event.data.fd = self._wake.fd
+        if self._epoll < 0 or epoll_ctl(self._epoll, EPOLL_CTL_ADD, self._wake.fd, &event):
+            raise OSError(errno, "epoll")
+
+    def __dealloc__(self):
+        if self._epoll >= 0:
+            close_descriptor(self._epoll)
+
+    # --- For the owner ---
+
+    def open(self, int descriptor):
+        """Listen to `descriptor` from now on."""
+        self._descriptor = descriptor
+        self._control(EPOLL_CTL_ADD)
+        self.nudge()  # to wait for this one
+
+    def shut(self):
+        """Listen to it no more: it is about to be closed. Whoever stood in has to look."""
+        self._control(EPOLL_CTL_DEL)
+        self._descriptor = -1
+        self.nudge()
+
+    def rest(self, double timeout_s):
+        """Sleep until something comes to the owner's ears, or it is called; at most so long."""
+        cdef epoll_event events[2]
+        cdef int epoll = self._epoll
+        cdef int ms = _ms_until(_until(timeout_s))
+        with nogil:
+            epoll_wait(epoll, events, 2, ms)
+        self._wake.quiet()
+
+    def close(self):
+        """Let the descriptors go. May be called twice."""
+        self.shut()
+        self._wake.close()
+        self._nudge.close()
+        cdef int epoll = self._epoll
+        self._epoll = -1
+        if epoll >= 0:
+            close_descriptor(epoll)
+
+    # --- For others ---
+
+    def call(self):
+        """Have the owner look."""
+        self._wake.wake()
+
+    cpdef void nudge(self):
+        """Have whoever stands in look again: there may be something it does not hear of."""
+        self._n_nudges += 1
+        if self._listener and self._listener != PyThread_get_thread_ident():
+            self._nudge.wake()
+
+    def standing_in(self):
+        """Return a context that says whether this thread stands in: if nobody else does."""
+        return _StandIn.__new__(_StandIn, self)
+
+    @property
+    def n_nudges(self):
+        """How often who stands in was nudged: read it before you look."""
+        return self._n_nudges
+
+    def wait(self, uint64_t seen, double timeout_s):
+        """Sleep until something comes, or there was a nudge after `seen`; for who stands in.
+
+        At most so long; may return early.
+        """
+        if self._n_nudges != seen:
+            return
+        cdef pollfd ways[2]
+        cdef int ms = _ms_until(_until(timeout_s))
+        cdef int n_ready
+        ways[0].fd = self._nudge.fd
+        ways[1].fd = self._descriptor
+        ways[0].events = ways[1].events = POLLIN
+        with nogil:
+            n_ready = poll(ways, 2, ms)
+        if n_ready < 0 and errno == EINTR:
+            PyErr_CheckSignals()
+        elif n_ready > 0 and ways[0].revents:
+            self._nudge.quiet()
+
+    cdef void _control(self, int operation) noexcept:
+        cdef epoll_event event
+        if self._descriptor >= 0 and self._epoll >= 0:
+            event.events = 0 if self._listener else EPOLLIN
+            event.data.fd = self._descriptor
+            epoll_ctl(self._epoll, operation, self._descriptor, &event)
+
+
+cdef class _StandIn:
+    cdef Ears _ears
+    cdef bint _is_mine
+
+    def __cinit__(self, Ears ears):
+        self._ears = ears
+
+    def __enter__(self):
+        cdef Ears ears = self._ears
+        cdef unsigned long me = PyThread_get_thread_ident()
+        if ears._descriptor >= 0 and (ears._listener == 0 or ears._listener == me):
+            self._is_mine = True
+            ears._depth += 1
+            if ears._listener == 0:
+                ears._listener = me
+                ears._control(EPOLL_CTL_MOD)
+        return self._is_mine
+
+    def __exit__(self, *_):
+        cdef Ears ears = self._ears
+        if self._is_mine:
+            self._is_mine = False
+            ears._depth -= 1
+            if ears._depth == 0:
+                ears._listener = 0
+                ears._control(EPOLL_CTL_MOD)
+
+
+def gather(received, socket):
+    """Take all messages that are there off a ZeroMQ socket, each at once into `received`.
+
+    The socket's descriptor is quiet then, and tells of the next one.
+    """
+    while socket.get(ZMQ_EVENTS) & ZMQ_POLLIN:
+        received.append(socket.recv(ZMQ_DONTWAIT))

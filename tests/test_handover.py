@@ -1,0 +1,476 @@
+"""What threads of one program hand to each other: bells, answers, turns, ears."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import resource
+import select
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import pytest
+import zmq
+
+from pyhub._handover import Answer, Bell, Ears, Turn, Wake, gather
+from tests.conftest import eventually
+
+WATCHDOG_S = 20.0
+SHORT_S = 0.02
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., threading.Thread]]:
+    """Run something in a thread that is joined at the end."""
+    threads: list[threading.Thread] = []
+
+    def run_one(target: Callable[..., object], *arguments: object) -> threading.Thread:
+        threads.append(threading.Thread(target=target, args=arguments))
+        threads[-1].start()
+        return threads[-1]
+
+    yield run_one
+    for thread in threads:
+        thread.join(WATCHDOG_S)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def handled() -> Iterator[list[str]]:
+    """What a handler of SIGUSR1 noted."""
+    noted: list[str] = []
+    former = signal.signal(signal.SIGUSR1, lambda *_: noted.append("handled"))
+    yield noted
+    signal.signal(signal.SIGUSR1, former)
+
+
+def signal_main() -> None:
+    time.sleep(SHORT_S)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+def is_readable(descriptor: int) -> bool:
+    return bool(select.select([descriptor], [], [], 0)[0])
+
+
+# --- Bell ---
+
+
+def test_a_bell_wakes_who_has_not_heard_it(run: Callable[..., threading.Thread]) -> None:
+    bell = Bell()
+    assert not bell.wait(bell.n_strokes, SHORT_S)
+    seen = bell.n_strokes
+    bell.ring()
+    assert bell.wait(seen, 0)
+    assert not bell.wait(bell.n_strokes, 0)
+    waiting = [run(bell.wait, bell.n_strokes, WATCHDOG_S) for _ in range(3)]
+    assert eventually(lambda: bell.n_waiting == 3)
+    bell.ring()
+    for thread in waiting:
+        thread.join(WATCHDOG_S)
+    assert bell.n_waiting == 0
+
+
+def test_no_stroke_is_missed(run: Callable[..., threading.Thread]) -> None:
+    there, back = Bell(), Bell()
+    n_turns = 20_000
+
+    def answer() -> None:
+        for number in range(n_turns):
+            assert there.wait(number, WATCHDOG_S)
+            back.ring()
+
+    thread = run(answer)
+    for number in range(n_turns):
+        there.ring()
+        assert back.wait(number, WATCHDOG_S), f"turn {number}"
+    thread.join(WATCHDOG_S)
+    assert (there.n_strokes, back.n_strokes) == (n_turns, n_turns)
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, 1e-9])
+def test_who_has_no_time_does_not_wait(timeout_s: float) -> None:
+    assert not Bell().wait(0, timeout_s)
+
+
+def test_for_ever_is_a_time(run: Callable[..., threading.Thread]) -> None:
+    bell = Bell()
+    run(lambda: (eventually(lambda: bell.n_waiting == 1), bell.ring()))
+    assert bell.wait(0, float("inf"))
+
+
+def test_a_handler_runs_while_one_waits(
+    run: Callable[..., threading.Thread], handled: list[str]
+) -> None:
+    run(signal_main)
+    assert not Bell().wait(0, 10 * SHORT_S)
+    assert handled == ["handled"]
+
+
+def test_a_handler_that_raises_ends_the_wait(run: Callable[..., threading.Thread]) -> None:
+    def refuse(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    bell, former = Bell(), signal.signal(signal.SIGUSR1, refuse)
+    try:
+        run(signal_main)
+        with pytest.raises(KeyboardInterrupt):
+            bell.wait(0, WATCHDOG_S)
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert bell.n_waiting == 0
+
+
+# --- Wake ---
+
+
+def test_a_wake_is_readable_until_it_is_quiet() -> None:
+    wake = Wake()
+    assert not is_readable(wake.fd)
+    wake.wake()
+    wake.wake()
+    assert is_readable(wake.fd)
+    wake.quiet()
+    assert not is_readable(wake.fd)
+    wake.quiet()  # never waits
+
+
+def test_a_closed_wake_touches_no_other_file() -> None:
+    wake = Wake()
+    number = wake.fd
+    wake.close()
+    wake.close()
+    assert wake.fd == -1
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    try:
+        assert number in (reader, writer), "the number is another file's now"
+        wake.wake()
+        wake.quiet()
+        assert not is_readable(reader)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+# --- Answer ---
+
+
+def test_the_first_that_is_given_counts() -> None:
+    answer: Answer[int] = Answer()
+    assert not answer.is_done
+    assert not answer.wait(0)
+    assert answer.set(1)
+    assert not answer.set(2)
+    assert not answer.fail(ValueError("late"))
+    assert answer.wait(0)
+    assert (answer.is_done, answer.result(), answer.error) == (True, 1, None)
+
+
+def test_an_error_is_raised_to_who_asks() -> None:
+    answer: Answer[int] = Answer()
+    error = ValueError("no")
+    assert answer.fail(error)
+    assert answer.error is error
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no"):
+            answer.result()
+
+
+def test_all_who_wait_have_it(run: Callable[..., threading.Thread]) -> None:
+    answer: Answer[int] = Answer()
+    got: list[bool] = []
+    for _ in range(4):
+        run(lambda: got.append(answer.wait(WATCHDOG_S)))
+    time.sleep(SHORT_S)
+    answer.set(5)
+    assert eventually(lambda: got == [True] * 4)
+
+
+def test_of_many_who_give_one_is_told_that_it_was_the_first(
+    run: Callable[..., threading.Thread],
+) -> None:
+    for _ in range(50):
+        answer: Answer[int] = Answer()
+        first: list[bool] = []
+        together = threading.Barrier(4)
+
+        def give(number: int, answer: Answer[int] = answer, first: list[bool] = first) -> None:
+            together.wait()  # noqa: B023  # joined below
+            first.append(answer.set(number))
+
+        threads = [run(give, number) for number in range(4)]
+        for thread in threads:
+            thread.join(WATCHDOG_S)
+        assert sorted(first) == [False, False, False, True]
+
+
+def test_who_cannot_wait_is_called() -> None:
+    answer: Answer[int] = Answer()
+    called: list[str] = []
+    answer.on_done(lambda: called.append("before"))
+    assert called == []
+    answer.set(1)
+    answer.on_done(lambda: called.append("after"))
+    assert called == ["before", "after"]
+
+
+# --- Turn ---
+
+
+def test_a_turn_is_one_threads(run: Callable[..., threading.Thread]) -> None:
+    turn, n_turns, count = Turn(), 2000, [0]
+
+    def work() -> None:
+        for _ in range(n_turns):
+            with turn:
+                before = count[0]
+                os.sched_yield()
+                count[0] = before + 1
+
+    threads = [run(work) for _ in range(4)]
+    for thread in threads:
+        thread.join(WATCHDOG_S)
+    assert count == [4 * n_turns]
+    assert not turn.is_mine
+
+
+def test_its_holder_may_take_it_again_but_not_by_an_attempt() -> None:
+    turn = Turn()
+    with turn:
+        with turn:
+            assert turn.is_mine
+        assert turn.is_mine
+        with turn.attempt() as is_taken:
+            assert not is_taken
+        assert turn.is_mine
+    assert not turn.is_mine
+    with turn.attempt() as is_taken:
+        assert is_taken
+        assert turn.is_mine
+    assert not turn.is_mine
+
+
+def test_an_attempt_does_not_wait(run: Callable[..., threading.Thread]) -> None:
+    turn, release, has_it = Turn(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with turn:
+            has_it.set()
+            release.wait(WATCHDOG_S)
+
+    run(hold)
+    has_it.wait(WATCHDOG_S)
+    try:
+        with turn.attempt() as is_taken:
+            assert not is_taken
+        assert not turn.is_mine
+    finally:
+        release.set()
+    with turn:
+        assert turn.is_mine
+
+
+def test_what_raises_gives_its_turn_back() -> None:
+    turn = Turn()
+    with pytest.raises(ValueError), turn:
+        raise ValueError
+    with pytest.raises(ValueError), turn.attempt():
+        raise ValueError
+    assert not turn.is_mine
+
+
+# --- Ears ---
+
+
+@pytest.fixture
+def ears() -> Iterator[Ears]:
+    ears = Ears()
+    yield ears
+    ears.close()
+
+
+class Owner:
+    """A thread that rests, and counts how often it was woken."""
+
+    def __init__(self, ears: Ears, wake: Wake) -> None:
+        self.ears, self.wake = ears, wake
+        self.n_woken = 0
+        self.is_ended = False
+
+    def run(self) -> None:
+        while not self.is_ended:
+            self.ears.rest(WATCHDOG_S)
+            self.n_woken += 1
+            self.wake.quiet()
+
+    def end(self) -> None:
+        self.is_ended = True
+        self.ears.call()
+
+
+@pytest.fixture
+def owner(ears: Ears, run: Callable[..., threading.Thread]) -> Iterator[Owner]:
+    wake = Wake()
+    ears.open(wake.fd)
+    owner = Owner(ears, wake)
+    run(owner.run)
+    yield owner
+    owner.end()
+    wake.close()
+
+
+def test_its_owner_hears_while_nobody_stands_in(ears: Ears, owner: Owner) -> None:
+    owner.wake.wake()
+    assert eventually(lambda: owner.n_woken == 1)
+    ears.call()
+    assert eventually(lambda: owner.n_woken == 2)
+
+
+def test_who_stands_in_hears_instead_of_the_owner(ears: Ears, owner: Owner) -> None:
+    with ears.standing_in() as is_mine:
+        assert is_mine
+        timer = threading.Timer(SHORT_S, owner.wake.wake)
+        timer.start()
+        ears.wait(ears.n_nudges, WATCHDOG_S)
+        timer.join()
+        assert is_readable(owner.wake.fd)
+        time.sleep(SHORT_S)
+        assert owner.n_woken == 0
+    # What it left, the owner hears.
+    assert eventually(lambda: owner.n_woken == 1)
+    assert not is_readable(owner.wake.fd)
+
+
+def test_only_one_stands_in(ears: Ears, owner: Owner, run: Callable[..., threading.Thread]) -> None:
+    answers: list[bool] = []
+
+    def try_it() -> None:
+        with ears.standing_in() as is_mine:
+            answers.append(is_mine)
+
+    with ears.standing_in():
+        run(try_it).join(WATCHDOG_S)
+        with ears.standing_in() as is_mine:  # in a handler that interrupted it, say
+            assert is_mine
+        run(try_it).join(WATCHDOG_S)
+    run(try_it).join(WATCHDOG_S)
+    assert answers == [False, False, True]
+
+
+def test_nobody_stands_in_where_there_is_nothing_to_hear(ears: Ears) -> None:
+    with ears.standing_in() as is_mine:
+        assert not is_mine
+
+
+def test_an_answer_of_another_thread_wakes_who_stands_in(
+    ears: Ears, owner: Owner, run: Callable[..., threading.Thread]
+) -> None:
+    for _ in range(200):
+        answer: Answer[int] = Answer(ears)
+        with ears.standing_in():
+            run(answer.set, 1)
+            seen = ears.n_nudges
+            while not answer.is_done:
+                ears.wait(seen, WATCHDOG_S)
+                seen = ears.n_nudges
+
+
+def test_an_answer_of_ones_own_is_no_reason_to_wait(ears: Ears, owner: Owner) -> None:
+    answer: Answer[int] = Answer(ears)
+    with ears.standing_in():
+        seen = ears.n_nudges
+        answer.set(1)  # in a handler, say, between the look and the wait
+        began = time.monotonic()
+        ears.wait(seen, WATCHDOG_S)
+    assert time.monotonic() - began < WATCHDOG_S / 2
+
+
+def test_who_stands_in_hears_of_another_descriptor(ears: Ears, owner: Owner) -> None:
+    other = Wake()
+    with ears.standing_in():
+
+        def replace() -> None:
+            ears.shut()
+            ears.open(other.fd)
+            other.wake()
+
+        timer = threading.Timer(SHORT_S, replace)
+        timer.start()
+        while not is_readable(other.fd):
+            ears.wait(ears.n_nudges, WATCHDOG_S)
+        timer.join()
+        time.sleep(SHORT_S)
+        assert owner.n_woken == 0
+        other.quiet()
+    ears.shut()
+    other.close()
+
+
+def test_ears_are_closed_while_somebody_stands_in(
+    run: Callable[..., threading.Thread],
+) -> None:
+    ears, wake = Ears(), Wake()
+    ears.open(wake.fd)
+    is_standing = threading.Event()
+
+    def stand_in() -> None:
+        with ears.standing_in():
+            is_standing.set()
+            ears.wait(ears.n_nudges, WATCHDOG_S)
+
+    thread = run(stand_in)
+    is_standing.wait(WATCHDOG_S)
+    ears.close()
+    ears.close()
+    wake.close()
+    thread.join(WATCHDOG_S / 2)
+    assert not thread.is_alive()
+    ears.call()
+    ears.nudge()
+    ears.rest(0)
+
+
+def test_what_is_forgotten_lets_its_descriptors_go() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        Ears(), Wake()
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_descriptors_that_cannot_be_had_are_an_error() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, hard))
+    try:
+        with pytest.raises(OSError, match=r"eventfd|epoll") as raised:
+            [Ears() for _ in range(100)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert raised.value.errno == errno.EMFILE
+
+
+# --- Gathering ---
+
+
+def test_all_messages_are_gathered_and_the_descriptor_is_quiet() -> None:
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.PAIR) as here,
+        context.socket(zmq.PAIR) as there,
+    ):
+        here.linger = there.linger = 0
+        here.bind("inproc://gather")
+        there.connect("inproc://gather")
+        received: deque[bytes] = deque([b"before"])
+        gather(received, here)
+        assert list(received) == [b"before"]
+        for number in range(5):
+            there.send(b"%d" % number)
+        assert eventually(lambda: is_readable(int(here.fileno())))
+        gather(received, here)
+        assert list(received) == [b"before", b"0", b"1", b"2", b"3", b"4"]
+        assert not is_readable(int(here.fileno()))
