@@ -10,8 +10,9 @@ import signal
 import threading
 import time
 import weakref
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyhub.datablock import DataBlockConsumer, DataBlockProducer, Policy, Wait
 from pyhub.errors import (
@@ -33,7 +34,7 @@ from pyhub.hub.client.service import Service
 from pyhub.hub.client.state import State
 from pyhub.hub.client.watching import EventFeed
 from pyhub.hub.on_any_hub import OnAnyHub, OnAnyHubProperty
-from pyhub.hub.protocol import ChannelInfo, ServiceInfo, Severity
+from pyhub.hub.protocol import ChannelInfo, RequestBody, ServiceInfo, Severity
 from pyhub.hub.runtime import BrokerConfig
 from pyhub.names import check_name
 
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["MessageHub"]
+
+# A page of a list.
+P = TypeVar("P", protocol.Channels, protocol.Services, protocol.Programs)
 
 _LOOK_AGAIN_S = 0.25
 
@@ -75,15 +79,7 @@ class MessageHub:
         self._holdings = Holdings()
         self._reader_numbers = itertools.count()
         holdings = self._holdings
-        self._connection = Connection(
-            config or BrokerConfig(),
-            holdings.introduction,
-            holdings.take,
-            holdings.take_gap,
-            holdings.glance,
-            holdings.report,
-            holdings.end,
-        )
+        self._connection = Connection(config or BrokerConfig(), holdings)
         holdings.serve(self._connection)
         self._state = State(self._connection, holdings.watching)
         self._finalizer = weakref.finalize(self, _leave, self._connection, self._holdings)
@@ -236,12 +232,10 @@ class MessageHub:
     def channels(self: MessageHub) -> list[ChannelInfo]:
         """Return the channels that the broker knows, by name, with their metrics."""
         channels: list[ChannelInfo] = []
-        is_last = False
-        while not is_last:
-            after = channels[-1].name if channels else ""
-            page = self._connection.ask(protocol.ListChannels(after), protocol.Channels)
+        for page in self._pages(
+            protocol.ListChannels, protocol.Channels, lambda p: p.channels[-1].name
+        ):
             channels += page.channels
-            is_last = page.is_last
         return channels
 
     @OnAnyHub
@@ -313,12 +307,10 @@ class MessageHub:
     def services(self: MessageHub) -> list[ServiceInfo]:
         """Return the services that are offered, by name, with their commands and load."""
         services: list[ServiceInfo] = []
-        is_last = False
-        while not is_last:
-            after = services[-1].name if services else ""
-            page = self._connection.ask(protocol.ListServices(after), protocol.Services)
+        for page in self._pages(
+            protocol.ListServices, protocol.Services, lambda p: p.services[-1].name
+        ):
             services += page.services
-            is_last = page.is_last
         return services
 
     @OnAnyHub
@@ -479,12 +471,13 @@ class MessageHub:
     def programs(self: MessageHub) -> tuple[list[protocol.ProgramInfo], dict[str, int]]:
         """Return who is connected, and what the broker counted; for administrators."""
         programs: list[protocol.ProgramInfo] = []
-        while True:
-            after = programs[-1].id if programs else ""
-            page = self._connection.ask(protocol.ListPrograms(after), protocol.Programs)
+        counters: dict[str, int] = {}
+        for page in self._pages(
+            protocol.ListPrograms, protocol.Programs, lambda p: p.programs[-1].id
+        ):
             programs += page.programs
-            if page.is_last:
-                return programs, page.counters
+            counters = page.counters
+        return programs, counters
 
     @OnAnyHub
     def stop_broker(self: MessageHub) -> None:
@@ -508,6 +501,18 @@ class MessageHub:
         finally:
             if is_main:
                 signal.signal(signal.SIGTERM, former)
+
+    def _pages(
+        self, ask_from: Callable[[str], RequestBody], expect: type[P], last: Callable[[P], str]
+    ) -> Iterator[P]:
+        """Ask for a list, page by page: each begins after the `last` of the one before."""
+        after = ""
+        while True:
+            page = self._connection.ask(ask_from(after), expect)
+            yield page
+            if page.is_last:
+                return
+            after = last(page)
 
     # --- What the broker is told ---
 

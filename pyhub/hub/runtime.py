@@ -157,9 +157,13 @@ class RuntimeDirectory:
     def write_broker(self, broker: BrokerFile) -> None:
         """Tell programs where the broker is; they see all of it or nothing."""
         part = self.path / f".broker.json.{os.getpid()}"
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(broker))
-        part.replace(self.path / "broker.json")
+        try:
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(msgspec.json.encode(broker))
+            part.replace(self.path / "broker.json")
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     def remove_broker(self, epoch: str) -> None:
         """Take back what `write_broker` told, unless another broker has come."""

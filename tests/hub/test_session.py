@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pyhub.errors import PyhubError
 from pyhub.hub import protocol
 from pyhub.hub.broker.registry import Registry
 from pyhub.hub.broker.rights import Client
@@ -26,20 +27,31 @@ class Program:
     """A session, and what it told its program."""
 
     def __init__(self, *introduction: RequestBody) -> None:
-        self.introduction = [Ask(body, None, is_news=True) for body in introduction]
+        self.has = [Ask(body, None, is_news=True) for body in introduction]
         self.pushes: list[PushBody] = []
         self.gaps: list[int] = []
         self.refusals: list[Refused] = []
         self.replies: list[ReplyBody] = []
         self.versions: list[int] = []
-        self.session = Session(
-            self._hello,
-            lambda: list(self.introduction),
-            self.pushes.append,
-            self.gaps.append,
-            lambda body: False,
-            self.refusals.append,
-        )
+        self.session = Session(self._hello, self, self.refusals.append)
+
+    def introduction(self) -> list[Ask]:
+        return list(self.has)
+
+    def report(self) -> list[Ask]:
+        return []
+
+    def take(self, body: PushBody) -> None:
+        self.pushes.append(body)
+
+    def take_gap(self, n_lost: int) -> None:
+        self.gaps.append(n_lost)
+
+    def glance(self, body: PushBody) -> bool:
+        return isinstance(body, protocol.Finished)
+
+    def end(self, error: PyhubError) -> None:
+        raise AssertionError("sessions end nothing")
 
     def ask(self, body: RequestBody | Callable[[str], RequestBody]) -> None:
         self.session.ask(Ask(body, self.replies.append))
@@ -332,7 +344,7 @@ def test_a_broker_is_pinged_once_a_heartbeat(broker: Broker) -> None:
 
 
 def watching(program: Program, broker: Broker) -> None:
-    program.introduction = [Ask(protocol.Watch(1, "events", "beam"), None, is_news=True)]
+    program.has = [Ask(protocol.Watch(1, "events", "beam"), None, is_news=True)]
     program.session.begin_line(0.0)
     broker.answer(program)
 
@@ -452,3 +464,100 @@ def test_a_broker_of_the_version_before_is_asked_only_what_it_understands() -> N
     assert isinstance(refused, Refused)
     assert refused.code == "protocol"
     assert "speaks protocol 1, which has no SetState" in refused.reason
+
+
+# --- What a thread does that may be interrupted at any point ---
+
+
+def test_what_may_go_at_once_is_composed_and_else_nothing_happens(broker: Broker) -> None:
+    program = Program()
+    ask = Ask(protocol.ListChannels(), program.replies.append)
+    assert program.session.compose(ask, 0.0) is None, "nobody is there"
+    program.session.begin_line(0.0)
+    assert program.session.compose(ask, 0.0) is None, "they have not met"
+    broker.answer(program)
+    program.ask(protocol.ListServices())
+    assert program.session.compose(ask, 0.0) is None, "another one comes first"
+    broker.answer(program)
+    assert [type(reply) for reply in program.replies] == [protocol.Services]
+    frame = program.session.compose(ask, 0.0)
+    assert frame is not None
+    request = protocol.decode_request(frame)
+    program.hear(request.id, broker.reply(request.body))
+    assert [type(reply) for reply in program.replies] == [protocol.Services, protocol.Channels]
+
+
+def test_what_no_broker_could_read_is_not_composed(broker: Broker) -> None:
+    program = Program()
+    program.session.begin_line(0.0)
+    broker.answer(program)
+    ask = Ask(protocol.LookUp("\ud800"), program.replies.append)
+    assert program.session.compose(ask, 0.0) is None
+    assert program.replies == [], "that is for who has time"
+    program.session.ask(ask)
+    assert program.sent() == []
+    (refused,) = program.replies
+    assert isinstance(refused, Refused)
+
+
+def test_no_more_than_a_window_is_composed(broker: Broker) -> None:
+    program = Program()
+    program.session.begin_line(0.0)
+    broker.answer(program)
+    asks = [Ask(protocol.LookUp(f"cam{number}")) for number in range(101)]
+    frames = [program.session.compose(ask, 0.0) for ask in asks]
+    assert [frame is None for frame in frames] == [False] * 100 + [True]
+
+
+def test_what_was_composed_and_never_sent_is_asked_again(brokers: Callable[[], Broker]) -> None:
+    program = Program()
+    program.session.begin_line(0.0)
+    brokers().answer(program)
+    ask = Ask(protocol.ListChannels(), program.replies.append)
+    assert program.session.compose(ask, 5.0) is not None
+    assert not program.session.is_overdue(5.5)
+    assert program.session.is_overdue(7.0)
+    program.session.lost_line()
+    program.session.begin_line(7.0)
+    brokers().answer(program, 7.0)
+    assert [type(reply) for reply in program.replies] == [protocol.Channels]
+
+
+def test_an_answer_is_glanced_at_and_still_taken(broker: Broker) -> None:
+    program, glances = Program(), []
+
+    def glance(reply: ReplyBody) -> bool:
+        glances.append(reply)
+        return True
+
+    program.session.begin_line(0.0)
+    broker.answer(program)
+    program.session.ask(Ask(protocol.ListChannels(), program.replies.append, on_glance=glance))
+    program.ask(protocol.ListServices())
+    first, second = program.sent()
+    channels = protocol.encode(Reply(first.id, protocol.Channels([])))
+    services = protocol.encode(Reply(second.id, protocol.Services([])))
+    assert program.session.glance(channels)
+    assert program.session.glance(channels), "as often as one likes"
+    assert not program.session.glance(services), "it has no glance"
+    assert not program.session.glance(protocol.encode(Reply(9999, protocol.Done())))
+    assert glances == [protocol.Channels([])] * 2
+    assert program.replies == []
+    program.session.receive(channels, 0.0)
+    program.session.receive(services, 0.0)
+    assert [type(reply) for reply in program.replies] == [protocol.Channels, protocol.Services]
+    assert not program.session.glance(channels), "it was taken"
+
+
+def test_a_push_is_glanced_at_and_still_taken(broker: Broker) -> None:
+    program = Program()
+    program.session.begin_line(0.0)
+    broker.answer(program)
+    finished, changed = protocol.Finished(b"call", None, None), protocol.StateChanged(0, [])
+    assert program.session.glance(protocol.encode(Reply(0, finished)))
+    assert not program.session.glance(protocol.encode(Reply(0, changed)))
+    assert not program.session.glance(protocol.encode(Reply(0, Refused("bad_message", "no"))))
+    assert not program.session.glance(b"no message")
+    assert program.pushes == []
+    program.hear(0, finished)
+    assert program.pushes == [finished]

@@ -28,6 +28,8 @@ LAYOUT = 1
 _OURS = 0x70796862  # "pyhb", by which SQLite tells one program's files from another's
 # Past changes are kept without their values: a repetition of one is recognised.
 _N_PAST = 10_000
+# Versions and numbers beyond are nobody's, and there would soon be none to go on with.
+_MAX_NUMBER = 2**62
 _TABLES = """
 CREATE TABLE state (version INTEGER PRIMARY KEY, key TEXT NOT NULL, value BLOB,
     time_ns INTEGER NOT NULL, source TEXT NOT NULL,
@@ -180,7 +182,9 @@ class Store:
             _begin(connection, self.path)
             # All is read once: what cannot be, shows now and not at the first look.
             self.entries()
-            self.kept_events()
+            last = max([self.version, *(event.number for event in self.kept_events())])
+            if last > _MAX_NUMBER:
+                raise _Damaged(f"it goes on from number {last}")
             self.workers()
         except BaseException as error:
             connection.close()

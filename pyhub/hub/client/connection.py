@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,8 +29,8 @@ from pyhub.errors import (
 )
 from pyhub.hub import protocol
 from pyhub.hub.client.patience import deadline_after, left_until
-from pyhub.hub.client.session import Ask, OnReply, Session, Unreadable
-from pyhub.hub.protocol import PushBody, Refused, ReplyBody, RequestBody
+from pyhub.hub.client.session import Ask, OnReply, Program, Session, Unreadable
+from pyhub.hub.protocol import Refused, ReplyBody, RequestBody
 from pyhub.hub.runtime import BrokerConfig, BrokerFile, RuntimeDirectory
 from pyhub.names import lease_path
 
@@ -73,20 +73,9 @@ class Connection:
     ----------
     config
         How to find the broker.
-    introduction
-        Returns what a broker that knows nothing of this program has to be
-        told. Called by whoever has the line, each time one is met.
-    on_push, on_gap
-        Told, by whoever has the line, of what the broker pushes, and of how
-        many pushes were lost.
-    on_glance
-        Told of a push that is not taken yet, and may be told of it again: whether
-        nobody needs it but a thread that waits for it.
-    on_beat
-        Asked, in the connection's thread, once a heartbeat for what there is to report.
-    on_end
-        Told why there is nothing to come any more: this program's right was
-        taken away, or the line is out of order.
+    program
+        For whom this is: told by whoever has the line. There is nothing to come any
+        more when its right was taken away, or the line is out of order.
 
     Raises
     ------
@@ -94,29 +83,17 @@ class Connection:
         No broker answers and none could be started.
     """
 
-    def __init__(
-        self,
-        config: BrokerConfig,
-        introduction: Callable[[], Iterable[Ask]],
-        on_push: Callable[[PushBody], None],
-        on_gap: Callable[[int], None],
-        on_glance: Callable[[PushBody], bool],
-        on_beat: Callable[[], Iterable[Ask]],
-        on_end: Callable[[PyhubError], None],
-    ) -> None:
+    def __init__(self, config: BrokerConfig, program: Program) -> None:
         self._config = config
         self._runtime = RuntimeDirectory(config.runtime_dir)
         self._leases = str(lease_path())
         self._lease = process_lease(self._leases)  # by which its host sees this program die
-        self._on_beat = on_beat
-        self._on_end = on_end
+        self._program = program
         self._error: PyhubError | None = None  # why the line is out of order
         self._pid = os.getpid()
         # Kept over reconnections: to the broker it is the same program.
         self._identity = os.urandom(8)
-        self._session = Session(
-            self._hello, introduction, on_push, on_gap, on_glance, self._turned_away
-        )
+        self._session = Session(self._hello, program, self._turned_away)
         self._is_closed = False
         # Who has the line, sends and receives for all: the connection's thread, or one
         # that has something to send, or waits for something, and spares so a change
@@ -424,7 +401,7 @@ class Connection:
                 with self._line:
                     if now >= next_beat:
                         next_beat = now + self._session.heartbeat_s
-                        for ask in self._on_beat():
+                        for ask in self._program.report():
                             self._session.ask(ask)
                     self._exchange()
                     wait_s = self._rest_s()
@@ -439,7 +416,7 @@ class Connection:
             )
             self._is_closed = True
             self._fail(self._error)
-            self._on_end(self._error)
+            self._program.end(self._error)
             with self._line:
                 self._disconnect()
         finally:
@@ -591,7 +568,7 @@ class Connection:
         _log.warning("the broker turned this program away (%s): %s", refused.code, refused.reason)
         self._fail(error)
         if isinstance(error, AccessDenied):
-            self._on_end(error)
+            self._program.end(error)
 
     def _fail(self, error: BaseException) -> None:
         """Tell all who wait that they wait in vain."""

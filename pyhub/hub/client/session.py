@@ -12,12 +12,13 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
+from pyhub.errors import PyhubError
 from pyhub.hub import protocol
 from pyhub.hub.protocol import PushBody, Refused, ReplyBody, RequestBody
 
-__all__ = ["Ask", "OnReply", "Session", "Unreadable"]
+__all__ = ["Ask", "OnReply", "Program", "Session", "Unreadable"]
 
 _log = logging.getLogger("pyhub.hub")
 
@@ -68,6 +69,28 @@ class Ask:
     on_glance: Callable[[ReplyBody], bool] | None = None
 
 
+class Program(Protocol):
+    """What a program has, and where what the broker says goes; asked and told by one at a time."""
+
+    def introduction(self) -> Iterable[Ask]:
+        """Return what a broker that knows nothing of this program has to be told."""
+
+    def report(self) -> Iterable[Ask]:
+        """Return what there is to tell once a heartbeat."""
+
+    def take(self, body: PushBody) -> None:
+        """Take what the broker pushed."""
+
+    def take_gap(self, n_lost: int) -> None:
+        """Hear how many pushes were lost."""
+
+    def glance(self, body: PushBody) -> bool:
+        """Look at a push that will be taken, at any time: whether who needs it at once has it."""
+
+    def end(self, error: PyhubError) -> None:
+        """Hear why there is nothing to come any more."""
+
+
 class Session:
     """Says what is to be sent, and takes what was received.
 
@@ -75,14 +98,8 @@ class Session:
     ----------
     hello
         Makes the greeting, for a protocol version.
-    introduction
-        Makes what a broker that knows nothing of this program has to be told.
-    on_push
-        Told of each push.
-    on_gap
-        Told how many pushes were lost.
-    on_glance
-        Told of a push before it is taken: whether it is for nobody else then.
+    program
+        For whom this is.
     on_refusal
         Told if the broker does not take this program in.
     """
@@ -90,17 +107,11 @@ class Session:
     def __init__(
         self,
         hello: Callable[[int], protocol.Hello],
-        introduction: Callable[[], Iterable[Ask]],
-        on_push: Callable[[PushBody], None],
-        on_gap: Callable[[int], None],
-        on_glance: Callable[[PushBody], bool],
+        program: Program,
         on_refusal: Callable[[Refused], None],
     ) -> None:
         self._hello = hello
-        self._introduction = introduction
-        self._on_push = on_push
-        self._on_gap = on_gap
-        self._on_glance = on_glance
+        self._program = program
         self._on_refusal = on_refusal
         self._proposed = protocol.PROTOCOL
         self.protocol = 0  # what both speak
@@ -221,7 +232,7 @@ class Session:
             return False
         body = message.body
         if message.id == 0:
-            return not isinstance(body, Refused) and self._on_glance(body)  # type: ignore[arg-type]
+            return not isinstance(body, Refused) and self._program.glance(body)  # type: ignore[arg-type]
         ask = self._outstanding.get(message.id)
         return ask is not None and ask.on_glance is not None and ask.on_glance(body)  # type: ignore[arg-type]
 
@@ -289,7 +300,7 @@ class Session:
         self.is_known = True
         # Of news, all and more is in the introduction.
         waiting = [ask for ask in self._queue if not ask.is_news]
-        self._queue = deque(self._introduction())
+        self._queue = deque(self._program.introduction())
         self._queue.extend(waiting)
 
     def _turned_away(self, body: Refused, now: float) -> None:
@@ -313,7 +324,7 @@ class Session:
             _log.warning("the broker refused (%s): %s", body.code, body.reason)
             return
         self._n_pushes += 1
-        self._on_push(body)  # type: ignore[arg-type]  # id 0: a push
+        self._program.take(body)  # type: ignore[arg-type]  # id 0: a push
 
     def _on_welcome(self, asked_at: float, body: ReplyBody) -> None:
         """A ping's answer tells how many pushes there were, and so how many were lost."""
@@ -326,7 +337,7 @@ class Session:
             self.is_known = False
         elif lost > 0:
             self._n_pushes = body.n_pushed
-            self._on_gap(lost)
+            self._program.take_gap(lost)
 
 
 def _framed(request_id: int, body: RequestBody) -> bytes | Refused:
