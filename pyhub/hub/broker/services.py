@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from pyhub.hub import protocol
 from pyhub.hub.broker.comebacks import Comebacks, FormerWorker, Roster, worker_id
+from pyhub.hub.broker.endings import died, forgotten, interrupted, too_late, what
 from pyhub.hub.broker.holders import Holders
 from pyhub.hub.protocol import Accepted, CommandInfo, Done, Failure, Refused
 from pyhub.names import check_name
@@ -191,8 +192,8 @@ class Services:
         self._now = now
         known = self._calls.get(body.call)
         if known is not None:
-            if _what(known.request) != _what(body):
-                return Refused("bad_message", f"that call is one of {_what(known.request)}")
+            if what(known.request) != what(body):
+                return Refused("bad_message", f"that call is one of {what(known.request)}")
             self._add_caller(known, peer)
             known.deadline = max(known.deadline, now + body.timeout_s)
             return self.accepted(body.call)
@@ -214,9 +215,9 @@ class Services:
         elif holder is not None:
             self._lose_worker(call)
         elif body.timeout_s <= 0:
-            self._end(body.call, None, _too_late(call))
+            self._end(body.call, None, too_late(call.request, call.n_lost, call.is_in_doubt))
         elif is_forgotten and not body.worker and not self._is_idempotent(body):
-            self._end(body.call, None, _forgotten(body))
+            self._end(body.call, None, forgotten(body))
         elif call.is_in_doubt:
             self._settle(call)
         else:
@@ -332,7 +333,7 @@ class Services:
             if now < call.deadline:
                 continue
             if call.worker is None:
-                self._end(call_id, None, _too_late(call))
+                self._end(call_id, None, too_late(call.request, call.n_lost, call.is_in_doubt))
             else:
                 self._abort(call)
         for peer in self._comebacks.overdue(now, is_alive):
@@ -455,7 +456,7 @@ class Services:
         elif may_be_done_again and self._comebacks.is_expected(body.service):
             call.worker, call.is_in_doubt = None, True
         else:
-            self._end(body.call, None, _died(body))
+            self._end(body.call, None, died(body))
 
     def _end(self, call_id: bytes, value: bytes | None, failure: Failure | None) -> None:
         call = self._calls.pop(call_id)
@@ -526,7 +527,7 @@ class Services:
             call = self._calls[call_id]
             if call.request.command not in service.commands:
                 service.waiting.remove(call_id)
-                self._end(call_id, None, _died(call.request, has_begun=call.n_lost > 0))
+                self._end(call_id, None, died(call.request, has_begun=call.n_lost > 0))
 
     def _is_idempotent(self, body: protocol.Call) -> bool:
         service = self._services.get(body.service)
@@ -572,7 +573,7 @@ class Services:
             if has_lost and self._is_idempotent(body):
                 self._lose_worker(call)
             elif has_lost:
-                self._end(body.call, None, _interrupted(body))
+                self._end(body.call, None, interrupted(body))
             elif refusal is not None:
                 self._end(body.call, None, Failure("died", refusal.reason))
             else:
@@ -584,46 +585,3 @@ def _execution(call: _Call) -> protocol.Execute:
     return protocol.Execute(
         body.call, body.service, body.command, body.arguments, body.timeout_s, call.source
     )
-
-
-def _what(body: protocol.Call) -> str:
-    return f"{body.service}.{body.command}"
-
-
-def _died(body: protocol.Call, has_begun: bool = True) -> Failure:
-    if not has_begun:
-        return Failure("died", f"the last worker of service {body.service!r} is gone; "
-                               f"{_what(body)} had not begun")  # fmt: skip
-    return Failure(
-        "died", f"the worker that had {_what(body)} is gone; whether it was done cannot be told"
-    )
-
-
-def _interrupted(body: protocol.Call) -> Failure:
-    return Failure(
-        "interrupted",
-        f"the broker was restarted while {_what(body)} was under way, and a worker of "
-        f"service {body.service!r} did not come back; whether it was done cannot be told",
-    )
-
-
-def _forgotten(body: protocol.Call) -> Failure:
-    return Failure(
-        "interrupted",
-        f"{_what(body)} was asked for again, so long after that the broker may have forgotten "
-        "it; whether it was done cannot be told",
-    )
-
-
-def _too_late(call: _Call) -> Failure:
-    body = call.request
-    if call.n_lost:
-        return _died(body)
-    if call.is_in_doubt:
-        return Failure(
-            "interrupted",
-            f"the broker was restarted while {_what(body)} was under way, and its time was over "
-            f"before the workers of service {body.service!r} had come back; whether it was done "
-            "cannot be told",
-        )
-    return Failure("expired", f"no worker was free to begin {_what(body)} in time")
