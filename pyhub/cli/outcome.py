@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
+import sys
 import time
 from enum import IntEnum
 from typing import Any
@@ -62,6 +64,10 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run; SIGTERM and a terminal that closes are taken as Ctrl-C: all end cleanly."""
+        for stream in (sys.stdout, sys.stderr):
+            # A terminal without µ or an arrow shows a question mark, and not a traceback.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         logging.basicConfig(level=logging.WARNING, format="pyhub: %(message)s")
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         for number in numbers:

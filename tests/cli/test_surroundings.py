@@ -32,6 +32,16 @@ def test_a_runtime_directory_that_cannot_be_written_is_told(apart: Any, runtime:
     assert apart("sim", "--shape", "16x16", "--frames", 1).code == 0
 
 
+def test_a_terminal_that_knows_no_more_than_ascii_is_served(apart: Any) -> None:
+    env = {"PYTHONIOENCODING": "ascii"}
+    assert apart("sim", "--shape", "16x16", "--frames", 1, env=env).code == 0
+    for command in (["doctor"], ["ls"], ["ls", "--programs"], ["--help"]):
+        shown = apart.start(*command, env=env)
+        assert shown.end() in (0, 1), shown
+        assert "Error" not in shown.err, shown
+        assert shown.out or shown.err
+
+
 def test_a_runtime_directory_that_cannot_be_one_is_told(apart: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "real").mkdir(mode=0o700)

@@ -185,6 +185,13 @@ def test_a_damaged_broker_file_is_no_broker(runtime: Path, content: bytes) -> No
     assert RuntimeDirectory(runtime).read_broker() is None
 
 
+def test_where_a_broker_cannot_be_told_of_nothing_is_left(runtime: Path) -> None:
+    (runtime / "broker.json").mkdir()  # which no file can replace
+    with pytest.raises(OSError, match=r"broker\.json"):
+        RuntimeDirectory(runtime).write_broker(broker_file(1, epoch="next"))
+    assert [path.name for path in runtime.iterdir()] == ["broker.json"]
+
+
 def test_a_broker_takes_back_its_own_file_only(runtime: Path) -> None:
     directory = RuntimeDirectory(runtime)
     directory.remove_broker("epoch")  # there is none

@@ -406,6 +406,14 @@ def meddle(path: Path, script: str) -> None:
     run_sql(path, script)
 
 
+def keep_last_event(path: Path) -> None:
+    """Keep an event after which there is no number any more."""
+    filled(path)
+    store = Store(path)
+    store.keep_event(event("topic", 2**63 - 1))
+    store.close()
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "two letters": lambda path: path.write_bytes(b"xy"),  # of one, SQLite says it is new
     "text": lambda path: path.write_bytes(b'{"state": {}}\n' * 1000),
@@ -421,6 +429,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "with another table": lambda path: meddle(path, "CREATE TABLE a (b)"),
     "older than the first": lambda path: meddle(path, "PRAGMA user_version=0"),
     "a text for a number": lambda path: meddle(path, "UPDATE state SET time_ns = 'today'"),
+    "the last version there can be": lambda path: meddle(
+        path, f"UPDATE state SET version = {2**63 - 1} WHERE version = 199"
+    ),
+    "an event with the last number there can be": lambda path: keep_last_event(path),
     "no message": lambda path: meddle(path, "UPDATE kept SET event = x'00'"),
     "no hello": lambda path: meddle(
         path, "PRAGMA ignore_check_constraints = 1; UPDATE worker SET hello = 'hello'"
