@@ -81,6 +81,11 @@ def partner(role: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n", f"{role} did not start"
             yield child
+            # Those with a hub say goodbye; the bare ones do not look.
+            assert child.stdin is not None
+            child.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(0.5)
         finally:
             child.terminate()
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from pyhub import errors
+from pyhub.awake import cpus_awake
 from pyhub.codec import Encoding
 from pyhub.datablock import (
     DataBlockConsumer,
@@ -77,6 +78,7 @@ __all__ = [
     "StateEntry",
     "Wait",
     "ZoneUpdateInfo",
+    "cpus_awake",
     "get_include",
 ]
 __all__ += errors.__all__

@@ -54,6 +54,7 @@ cdef extern from "pythread.h" nogil:
 cdef extern from "errno.h" nogil:
     int errno
     enum:
+        EAGAIN
         EINTR
 
 # As libzmq numbers them.
@@ -374,22 +375,24 @@ cdef class Ears:
     def wait(self, uint64_t seen, double timeout_s):
         """Sleep until something comes, or there was a nudge after `seen`; for who stands in.
 
-        At most so long; may return early.
+        At most so long; may return early. Returns whether something seems to have come.
         """
         if self._n_nudges != seen:
-            return
+            return False
         cdef pollfd ways[2]
         cdef int ms = _ms_until(_until(timeout_s))
         cdef int n_ready
         ways[0].fd = self._nudge.fd
         ways[1].fd = self._descriptor
         ways[0].events = ways[1].events = POLLIN
+        ways[1].revents = 0
         with nogil:
             n_ready = poll(ways, 2, ms)
         if n_ready < 0 and errno == EINTR:
             PyErr_CheckSignals()
         elif n_ready > 0 and ways[0].revents:
             self._nudge.quiet()
+        return n_ready > 0 and ways[1].revents != 0
 
     cdef void _control(self, int operation) noexcept:
         cdef epoll_event event
@@ -427,10 +430,16 @@ cdef class _StandIn:
                 ears._control(EPOLL_CTL_MOD)
 
 
-def gather(received, socket):
+def gather(received, socket, bint is_likely=False):
     """Take all messages that are there off a ZeroMQ socket, each at once into `received`.
 
-    The socket's descriptor is quiet then, and tells of the next one.
+    The socket's descriptor is quiet then, and tells of the next one. `is_likely`: it
+    just did, so that it need not be asked first.
     """
-    while socket.get(ZMQ_EVENTS) & ZMQ_POLLIN:
-        received.append(socket.recv(ZMQ_DONTWAIT))
+    while is_likely or socket.get(ZMQ_EVENTS) & ZMQ_POLLIN:
+        try:
+            received.append(socket.recv(ZMQ_DONTWAIT))
+        except Exception as error:  # zmq.Again is no OSError
+            if not is_likely or getattr(error, "errno", 0) != EAGAIN:
+                raise
+        is_likely = False

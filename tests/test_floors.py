@@ -22,6 +22,7 @@ FLOORS = {
     "pyhub.errors": 1.0,
     "pyhub.names": 1.1,
     "pyhub.process": 1.1,
+    "pyhub.awake": 1.1,
     "pyhub._handover": 1.1,
     "pyhub._core": 1.2,
     "pyhub._codec": 1.3,

@@ -38,7 +38,7 @@ WITH_SENTENCE = (StateFeed, EventFeed)
 # Public for other parts of the hub, and not for its users.
 INTERNAL = {
     "BrokerConfig": {"resolved_endpoint"},
-    "PendingCall": {"was_sent", "give_up", "request", "accepted", "finish", "fail"},
+    "PendingCall": {"was_sent", "give_up", "request", "accepted", "glance", "finish", "fail"},
     "Service": {"put", "offer"},
     "Job": {"cancel"},
     "StateEntry": {"of"},

@@ -54,9 +54,9 @@ FAULTS = """
             what = fault.read_text() if fault.exists() else ""
         return contains(self, key)
 
-    def watched(self, router, frames):
-        got_in.write(str(frames[-1].get("User-Id")) + "\\n")
-        return answer(self, router, frames)
+    def watched(self, router, peer, frame):
+        got_in.write(str(frame.get("User-Id")) + "\\n")
+        return answer(self, router, peer, frame)
 
     AllowList.__contains__, Broker._answer = faulty, watched
 """

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import resource
+import select
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ _send = zmq.backend.Socket.send
 _receive = zmq.backend.Socket.recv
 _NOW = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 _TICK_S = 0.25
 # While somebody waits for a worker, its death is to be seen at once.
@@ -163,28 +165,30 @@ class Broker:
             _log.warning("broker.json is left behind: %s", error)
 
     def _loop(self, doorman: Router, router: Router) -> None:
-        poller = zmq.Poller()
-        poller.register(doorman, zmq.POLLIN)
-        poller.register(router, zmq.POLLIN)
-        next_tick, next_look = _TICK_S, 0.0
+        # Their descriptors tell of changes only: who was woken asks until there is no more.
+        changes, door, line = select.poll(), int(doorman.fileno()), int(router.fileno())
+        changes.register(door, select.POLLIN)
+        changes.register(line, select.POLLIN)
+        # To send may make one quiet, too, though something has come.
+        next_tick, next_look, must_look, is_knocking = _TICK_S, 0.0, True, False
         while not self._is_stopped and not self._was_left_alone():
             is_busy = self._board.services.is_busy
             wait_s = _SHORT_TICK_S if is_busy else max(next_tick - self._now, 0.0)
-            ready = dict(poller.poll(int(wait_s * 1000) + 1))
+            woken = [each for each, _ in changes.poll(0 if must_look else int(wait_s * 1000) + 1)]
             self._go_on()
-            if doorman in ready:
+            # One stranger a turn: a crowd of them keeps nobody else from being answered.
+            if is_knocking := (is_knocking or door in woken) and _has_come(doorman):
                 request = doorman.recv_multipart()
                 doorman.send_multipart(zap.decide(request, self._allowed, self._note_stranger))
-            if router in ready:
-                self._take_turn(router)
+            must_look = self._take_turn(router, is_likely=line in woken) or is_knocking
             if is_busy and self._now >= next_look:
-                next_look = self._now + _SHORT_TICK_S
+                next_look, must_look = self._now + _SHORT_TICK_S, True
                 self._board.acknowledge()
                 at_work = self._board.services.workers_at_work()
                 self._forget_sockets(self._board.bury(self._is_alive, at_work))
                 self._send_pushes(router)
             if self._now >= next_tick:
-                next_tick = self._now + _TICK_S
+                next_tick, must_look = self._now + _TICK_S, True
                 self._tick(router)
 
     def _go_on(self) -> None:
@@ -206,13 +210,18 @@ class Broker:
 
     # --- Messages ---
 
-    def _take_turn(self, router: Router) -> None:
-        """Answer what has come."""
+    def _take_turn(self, router: Router, is_likely: bool) -> bool:
+        """Answer what has come, which is likely or not; whether there may be more."""
         for _ in range(_MAX_TURN):
-            peer, frame = _receive(router, _NOW), _receive(router, _NOW, copy=False)
+            if not is_likely and not _has_come(router):
+                return False
+            is_likely = False
+            try:
+                peer, frame = _receive(router, _NOW), _receive(router, _NOW, copy=False)
+            except zmq.Again:
+                continue
             self._answer(router, peer, frame)
-            if not int(router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                return
+        return True
 
     def _answer(self, router: Router, peer: bytes, frame: zmq.Frame) -> None:
         request_id: int | None = None
@@ -322,6 +331,11 @@ class Broker:
                 n_open,
                 limit,
             )
+
+
+def _has_come(line: Router) -> bool:
+    """Whether there is a message to receive; if not, the descriptor tells of the next one."""
+    return bool(int(line.get(_EVENTS)) & _POLLIN)
 
 
 def _n_more(router: Router) -> int:

@@ -243,14 +243,15 @@ class Connection:
         deadline = deadline_after(timeout_s)
         take = self._look if _is_interruptible() else self._exchange
         with self._ears.standing_in() as is_mine:
-            while is_mine and is_needed() and self._socket is not None:
+            while is_mine and self._socket is not None:
+                seen = self._ears.n_nudges
+                if not is_needed() or not (left_s := left_until(deadline)):
+                    break
+                # What came before, was taken by whoever sent or received last.
+                is_likely = self._ears.wait(seen, left_s)
                 with self._line.attempt() as is_free:
                     if is_free:
-                        take()
-                seen, left_s = self._ears.n_nudges, left_until(deadline)
-                if not left_s or not is_needed():
-                    break
-                self._ears.wait(seen, left_s)
+                        take(is_likely)
         return is_mine
 
     def nudge(self) -> None:
@@ -361,7 +362,7 @@ class Connection:
         self._look()  # to send may make the descriptor quiet, though something has come
         return True
 
-    def _look(self) -> None:
+    def _look(self, is_likely: bool = False) -> None:
         """Receive, in the main thread: only look for what is waited for, and leave the rest.
 
         A handler may raise at any point, and what was received must be taken once.
@@ -370,7 +371,7 @@ class Connection:
             return
         n_before, was_seen = len(self._received), self._is_seen or not self._received
         self._is_seen = False  # until the end of this
-        gather(self._received, self._socket)
+        gather(self._received, self._socket, is_likely)
         new = list(self._received)[n_before:]
         # In their order: what waits behind something that has to be taken, waits as well.
         self._is_seen = was_seen and all(map(self._session.glance, new))
@@ -431,7 +432,7 @@ class Connection:
         due = max(self._session.due(), self._answer_by)
         return min(max(due - time.monotonic(), 0.0), _LOOK_S)
 
-    def _exchange(self) -> None:
+    def _exchange(self, is_likely: bool = False) -> None:
         """Send what is to be sent, and take what has come, until there is neither."""
         try:
             has_looked = False
@@ -445,7 +446,8 @@ class Connection:
                 if self._send(self._socket) == 0 and has_looked:
                     return
                 has_looked = True
-                gather(self._received, self._socket)
+                gather(self._received, self._socket, is_likely)
+                is_likely = False
         except BaseException as error:
             self._fault = error
             self._ears.call()
