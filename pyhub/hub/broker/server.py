@@ -171,6 +171,7 @@ class Broker:
         changes.register(line, select.POLLIN)
         # To send may make one quiet, too, though something has come.
         next_tick, next_look, must_look, is_knocking = _TICK_S, 0.0, True, False
+        self._looked_at = time.monotonic()  # to wait for its turn was no time of its own
         while not self._is_stopped and not self._was_left_alone():
             is_busy = self._board.services.is_busy
             wait_s = _SHORT_TICK_S if is_busy else max(next_tick - self._now, 0.0)
