@@ -29,7 +29,7 @@ _MAX_ENDED = 10_000
 MAX_WORKERS_OF_A_CALL = 3
 
 
-@dataclass
+@dataclass(slots=True)
 class _Worker:
     commands: dict[str, CommandInfo]
     capacity: int
@@ -38,7 +38,7 @@ class _Worker:
     is_exclusive: bool  # it shares its service with nobody
 
 
-@dataclass
+@dataclass(slots=True)
 class _Service:
     workers: OrderedDict[bytes, _Worker] = field(default_factory=OrderedDict)
     waiting: list[bytes] = field(default_factory=list)
@@ -53,7 +53,7 @@ class _Service:
         }
 
 
-@dataclass
+@dataclass(slots=True)
 class _Call:
     request: protocol.Call
     callers: set[bytes]

@@ -214,7 +214,12 @@ class Calls:
         assert self.connection is not None
         self.connection.check()
         self._pending[call._id] = call
-        self.send(call)
+        try:
+            self.send(call)
+        except KeyboardInterrupt:
+            # Whoever asked does not get to know it: it is not to be sent later either.
+            self.give_up(call, CallCancelled(f"{call} was interrupted as it was sent."))
+            raise
         if self._error is not None:  # meanwhile: nobody looks for those under way any more
             call.fail(self._error)
         return call

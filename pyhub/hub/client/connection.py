@@ -241,7 +241,6 @@ class Connection:
     def listen_while(self, is_needed: Callable[[], bool], timeout_s: float) -> bool:
         """Take what comes as long as it is needed; whether this thread could."""
         deadline = deadline_after(timeout_s)
-        take = self._look if _is_interruptible() else self._exchange
         with self._ears.standing_in() as is_mine:
             while is_mine and self._socket is not None:
                 seen = self._ears.n_nudges
@@ -251,7 +250,7 @@ class Connection:
                 is_likely = self._ears.wait(seen, left_s)
                 with self._line.attempt() as is_free:
                     if is_free:
-                        take(is_likely)
+                        self._receive(is_likely)
         return is_mine
 
     def nudge(self) -> None:
@@ -345,13 +344,11 @@ class Connection:
         self._ears.call()
 
     def _post(self, ask: Ask) -> bool:
-        """Send at once what is asked, in any thread that has the line; whether that can be."""
-        if not _is_interruptible():
-            self._inbox.append(ask)
-            self._exchange()
-            return True
-        # A handler may raise at any point: each thing is done after what makes up for
-        # it, should it be the last.
+        """Send at once what is asked, in any thread that has the line; whether that can be.
+
+        A handler may raise at any point: each thing is done after what makes up for
+        it, should it be the last.
+        """
         if self._socket is None or self._inbox or self._unsent:
             return False
         frame = self._session.compose(ask, time.monotonic())
@@ -359,8 +356,16 @@ class Connection:
             return False
         self._unsent.append(frame)
         self._flush(self._socket)
-        self._look()  # to send may make the descriptor quiet, though something has come
+        # To send may make the descriptor quiet, though something has come.
+        self._receive()
         return True
+
+    def _receive(self, is_likely: bool = False) -> None:
+        """Take what has come, as far as this thread may, which has the line."""
+        if _is_interruptible():
+            self._look(is_likely)
+        else:
+            self._exchange(is_likely)
 
     def _look(self, is_likely: bool = False) -> None:
         """Receive, in the main thread: only look for what is waited for, and leave the rest.
@@ -433,20 +438,16 @@ class Connection:
         return min(max(due - time.monotonic(), 0.0), _LOOK_S)
 
     def _exchange(self, is_likely: bool = False) -> None:
-        """Send what is to be sent, and take what has come, until there is neither."""
+        """Take what has come, and send what is to be sent, until there is neither."""
         try:
-            has_looked = False
-            while True:
+            n_sent = 1
+            while n_sent:  # to send may make the descriptor quiet, though something has come
+                if self._socket is not None:
+                    gather(self._received, self._socket, is_likely)
                 self._take_received()
                 while self._inbox:
                     self._session.ask(self._inbox.popleft())
-                if self._socket is None:
-                    return
-                # To send may make the descriptor quiet, though something has come.
-                if self._send(self._socket) == 0 and has_looked:
-                    return
-                has_looked = True
-                gather(self._received, self._socket, is_likely)
+                n_sent = 0 if self._socket is None else self._send(self._socket)
                 is_likely = False
         except BaseException as error:
             self._fault = error

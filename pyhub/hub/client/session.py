@@ -39,7 +39,7 @@ _REFUSED_S = 5.0
 _WINDOW = 100
 
 
-@dataclass
+@dataclass(slots=True)
 class Ask:
     """A request on its way.
 
