@@ -15,7 +15,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 HEADERS := $(wildcard include/pyhub/*.h)
-NATIVE := $(wildcard pyhub/*.pyx pyhub/*.pxd)
+NATIVE := $(wildcard pyhub/*.pyx pyhub/*.pxd pyhub/hub/*.pyx)
 
 .PHONY: demo test verify check bench bench-peers targets growth gates conda picture dist clean
 .DELETE_ON_ERROR:
@@ -35,7 +35,7 @@ check: $(VENV)/.built $(VENV)/.test $(VENV)/.check
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/cython-lint pyhub  # it calls pycodestyle by name
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest pyhub._core pyhub._codec pyhub._dlpack pyhub._datablock \
-	    pyhub._reading pyhub._readers pyhub._writing pyhub._handover \
+	    pyhub._reading pyhub._readers pyhub._writing pyhub._handover pyhub.hub._raw_socket \
 	    --allowlist tests/stubtest-allowlist.txt --ignore-unused-allowlist
 	$(BIN)/python -m pytest -q tests/test_floors.py
 
@@ -69,7 +69,7 @@ dist: $(VENV)/.check
 	$(BIN)/python -m build
 
 clean:
-	rm -rf build dist *.egg-info pyhub/*.c pyhub/*.so conda-bld benchmarks/results $(VENV)
+	rm -rf build dist *.egg-info pyhub/*.c pyhub/*.so pyhub/hub/*.c pyhub/hub/*.so conda-bld benchmarks/results $(VENV)
 
 # The package, editable, and with what record, replay and a site's broker need.
 # Built anew when a header or a native module changes.

@@ -12,7 +12,8 @@ from setuptools.command.build_py import build_py
 
 HEADERS = sorted(glob("include/pyhub/*.h"))
 NATIVE = (
-    "_core", "_codec", "_dlpack", "_datablock", "_reading", "_readers", "_writing", "_handover"
+    "_core", "_codec", "_dlpack", "_datablock", "_reading", "_readers", "_writing", "_handover",
+    "hub._raw_socket",
 )  # fmt: skip
 DECLARATIONS = sorted(glob("pyhub/*.pxd"))
 # Tests build the package with a promise broken on purpose, to see them fail.
@@ -36,7 +37,7 @@ def native(name: str) -> Extension:
     """Describe one native module of the package."""
     return Extension(
         f"pyhub.{name}",
-        sources=[f"pyhub/{name}.pyx"],
+        sources=[f"pyhub/{name.replace('.', '/')}.pyx"],
         depends=[*HEADERS, *DECLARATIONS],
         include_dirs=["include"],
         define_macros=[("_GNU_SOURCE", None), *SABOTAGE],

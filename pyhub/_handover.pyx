@@ -1,10 +1,12 @@
 # cython: language_level=3, embedsignature=False
 """What threads of one program hand to each other.
 
-Each method that does not sleep is one step: no other thread comes in between,
-and no signal handler, as those run between two instructions of Python. So the
-main thread may be interrupted anywhere, by a handler that uses or ends the
-very same things, and leaves nothing locked that another thread waits for.
+Each method that does not sleep or call somebody is one step: no other thread
+comes in between, and no signal handler, as those run between two instructions
+of Python. So the main thread may be interrupted anywhere, by a handler that
+uses or ends the very same things, and leaves nothing locked that another thread
+waits for. (Before Python 3.12 what allocates may have the garbage collector run
+finalizers; none of what is changed here is half done at those points.)
 """
 
 cimport cython
@@ -15,7 +17,7 @@ from posix.unistd cimport read, write
 
 from pyhub._abi cimport phb_futex_wait, phb_futex_wake, phb_monotonic_ns
 
-__all__ = ["Answer", "Bell", "Ears", "Turn", "Wake", "gather"]
+__all__ = ["Answer", "Bell", "Ears", "Turn", "Wake", "keep_newest", "take"]
 
 cdef extern from "sys/eventfd.h" nogil:
     int eventfd(unsigned int initval, int flags)
@@ -54,14 +56,7 @@ cdef extern from "pythread.h" nogil:
 cdef extern from "errno.h" nogil:
     int errno
     enum:
-        EAGAIN
         EINTR
-
-# As libzmq numbers them.
-cdef enum:
-    ZMQ_EVENTS = 15
-    ZMQ_POLLIN = 1
-    ZMQ_DONTWAIT = 1
 
 cdef int64_t _LONGEST_NS = 3_600_000_000_000  # one sleep; then it is looked again
 cdef double _LONGEST_S = 1e9
@@ -95,7 +90,7 @@ cdef class Bell:
 
     @property
     def n_waiting(self):
-        """How many wait now."""
+        """How many wait now; for tests."""
         return self._n_waiting
 
     cpdef void ring(self):
@@ -178,6 +173,7 @@ cdef class Answer:
     def __cinit__(self, Ears ears=None):
         self._bell = Bell()
         self._ears = ears
+        self._callbacks = []
 
     @property
     def is_done(self):
@@ -200,17 +196,14 @@ cdef class Answer:
     cdef bint _give(self, value, error) except -1:
         if self._is_done:
             return False
-        cdef list callbacks = self._callbacks
-        self._callbacks = None
         self._value = value
         self._error = error
         self._is_done = True
         self._bell.ring()
         if self._ears is not None:
             self._ears.nudge()
-        if callbacks is not None:
-            for callback in callbacks:
-                callback()
+        while self._callbacks:
+            self._callbacks.pop()()
         return True
 
     cpdef bint wait(self, double timeout_s) except -1:
@@ -226,11 +219,14 @@ cdef class Answer:
     def on_done(self, callback):
         """Have `callback` called when it is given, by whoever gives it; or now, if it is."""
         if not self._is_done:
-            if self._callbacks is None:
-                self._callbacks = []
             self._callbacks.append(callback)
         else:
             callback()
+
+    @property
+    def is_called_for(self):
+        """Whether somebody is to be called: then it is not for a thread that may be interrupted."""
+        return bool(self._callbacks)
 
 
 cdef class Turn:
@@ -260,6 +256,11 @@ cdef class Turn:
         if self._depth == 0:
             self._holder = 0
             self._bell.ring()
+
+    def wait(self, double timeout_s):
+        """Sleep until it was given back, at most so long; returns at once if nobody has it."""
+        if self._holder:
+            self._bell.wait(self._bell._n_strokes, timeout_s)
 
     def attempt(self):
         """Return a context that takes this lock if nobody has it, this thread neither.
@@ -302,6 +303,7 @@ cdef class Ears:
     cdef unsigned long _listener  # who stands in
     cdef int _depth
     cdef uint64_t _n_nudges
+    cdef bint _is_closed
 
     def __cinit__(self):
         cdef epoll_event event
@@ -342,10 +344,18 @@ cdef class Ears:
         self._wake.quiet()
 
     def close(self):
-        """Let the descriptors go. May be called twice."""
+        """Let the descriptors go. May be called twice.
+
+        Who stands in may be about to sleep on one by its number, which must not be
+        another file's: it is woken, and closes that one itself.
+        """
         self.shut()
+        self._is_closed = True
         self._wake.close()
-        self._nudge.close()
+        if self._listener:
+            self._nudge.wake()
+        else:
+            self._nudge.close()
         cdef int epoll = self._epoll
         self._epoll = -1
         if epoll >= 0:
@@ -375,24 +385,22 @@ cdef class Ears:
     def wait(self, uint64_t seen, double timeout_s):
         """Sleep until something comes, or there was a nudge after `seen`; for who stands in.
 
-        At most so long; may return early. Returns whether something seems to have come.
+        At most so long; may return early.
         """
         if self._n_nudges != seen:
-            return False
+            return
         cdef pollfd ways[2]
         cdef int ms = _ms_until(_until(timeout_s))
         cdef int n_ready
         ways[0].fd = self._nudge.fd
         ways[1].fd = self._descriptor
         ways[0].events = ways[1].events = POLLIN
-        ways[1].revents = 0
         with nogil:
             n_ready = poll(ways, 2, ms)
         if n_ready < 0 and errno == EINTR:
             PyErr_CheckSignals()
         elif n_ready > 0 and ways[0].revents:
             self._nudge.quiet()
-        return n_ready > 0 and ways[1].revents != 0
 
     cdef void _control(self, int operation) noexcept:
         cdef epoll_event event
@@ -412,7 +420,8 @@ cdef class _StandIn:
     def __enter__(self):
         cdef Ears ears = self._ears
         cdef unsigned long me = PyThread_get_thread_ident()
-        if ears._descriptor >= 0 and (ears._listener == 0 or ears._listener == me):
+        cdef bint is_mine = ears._listener == 0 or ears._listener == me
+        if is_mine and ears._descriptor >= 0 and not ears._is_closed:
             self._is_mine = True
             ears._depth += 1
             if ears._listener == 0:
@@ -428,18 +437,25 @@ cdef class _StandIn:
             if ears._depth == 0:
                 ears._listener = 0
                 ears._control(EPOLL_CTL_MOD)
+                if ears._is_closed:
+                    ears._nudge.close()
 
 
-def gather(received, socket, bint is_likely=False):
-    """Take all messages that are there off a ZeroMQ socket, each at once into `received`.
+def take(items, Py_ssize_t n_items):
+    """Return the first items of a deque, at most so many, taken out of it."""
+    taken = []
+    while items and len(taken) < n_items:
+        taken.append(items.popleft())
+    return taken
 
-    The socket's descriptor is quiet then, and tells of the next one. `is_likely`: it
-    just did, so that it need not be asked first.
-    """
-    while is_likely or socket.get(ZMQ_EVENTS) & ZMQ_POLLIN:
-        try:
-            received.append(socket.recv(ZMQ_DONTWAIT))
-        except Exception as error:  # zmq.Again is no OSError
-            if not is_likely or getattr(error, "errno", 0) != EAGAIN:
-                raise
-        is_likely = False
+
+def keep_newest(items):
+    """Keep of a deque's items the last one of each `key`, in their order; how many went."""
+    cdef Py_ssize_t n_before = len(items)
+    newest = {}
+    for item in items:
+        newest.pop(item.key, None)
+        newest[item.key] = item
+    items.clear()
+    items.extend(newest.values())
+    return n_before - len(items)

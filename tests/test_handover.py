@@ -14,9 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 import pytest
-import zmq
 
-from pyhub._handover import Answer, Bell, Ears, Turn, Wake, gather
+from pyhub._handover import Answer, Bell, Ears, Turn, Wake, keep_newest, take
 from tests.conftest import eventually
 
 WATCHDOG_S = 20.0
@@ -218,6 +217,15 @@ def test_who_cannot_wait_is_called() -> None:
     assert called == ["before", "after"]
 
 
+def test_it_is_said_whether_somebody_is_to_be_called() -> None:
+    answer: Answer[int] = Answer()
+    assert not answer.is_called_for
+    answer.on_done(lambda: None)
+    assert answer.is_called_for
+    answer.set(1)
+    assert not answer.is_called_for
+
+
 # --- Turn ---
 
 
@@ -272,6 +280,25 @@ def test_an_attempt_does_not_wait(run: Callable[..., threading.Thread]) -> None:
         release.set()
     with turn:
         assert turn.is_mine
+
+
+def test_one_may_wait_until_a_turn_is_given_back(run: Callable[..., threading.Thread]) -> None:
+    turn, has_it = Turn(), threading.Event()
+    turn.wait(WATCHDOG_S)  # nobody has it
+
+    def hold() -> None:
+        with turn:
+            has_it.set()
+            time.sleep(SHORT_S)
+
+    run(hold)
+    has_it.wait(WATCHDOG_S)
+    while not turn.is_mine:
+        turn.wait(WATCHDOG_S)
+        with turn.attempt() as is_taken:
+            if is_taken:
+                break
+    assert not turn.is_mine
 
 
 def test_what_raises_gives_its_turn_back() -> None:
@@ -453,24 +480,49 @@ def test_descriptors_that_cannot_be_had_are_an_error() -> None:
     assert raised.value.errno == errno.EMFILE
 
 
-# --- Gathering ---
+def test_what_is_closed_while_somebody_stands_in_is_no_other_file_to_it(
+    run: Callable[..., threading.Thread],
+) -> None:
+    for _ in range(25):
+        ears, wake = Ears(), Wake()
+        ears.open(wake.fd)
+        is_standing = threading.Event()
+
+        def stand_in(ears: Ears = ears, is_standing: threading.Event = is_standing) -> None:
+            with ears.standing_in():
+                is_standing.set()
+                ears.wait(ears.n_nudges, WATCHDOG_S)
+
+        thread = run(stand_in)
+        is_standing.wait(WATCHDOG_S)
+        ears.close()
+        pipes = [os.pipe() for _ in range(8)]  # with numbers that were free just now
+        thread.join(WATCHDOG_S / 2)
+        assert not thread.is_alive()
+        wake.close()
+        for descriptor in (each for pipe in pipes for each in pipe):
+            os.close(descriptor)
 
 
-def test_all_messages_are_gathered_and_the_descriptor_is_quiet() -> None:
-    with (
-        zmq.Context() as context,
-        context.socket(zmq.PAIR) as here,
-        context.socket(zmq.PAIR) as there,
-    ):
-        here.linger = there.linger = 0
-        here.bind("inproc://gather")
-        there.connect("inproc://gather")
-        received: deque[bytes] = deque([b"before"])
-        gather(received, here)
-        assert list(received) == [b"before"]
-        for number in range(5):
-            there.send(b"%d" % number)
-        assert eventually(lambda: is_readable(int(here.fileno())))
-        gather(received, here)
-        assert list(received) == [b"before", b"0", b"1", b"2", b"3", b"4"]
-        assert not is_readable(int(here.fileno()))
+# --- Deques ---
+
+
+class Item:
+    def __init__(self, key: str, value: int) -> None:
+        self.key, self.value = key, value
+
+
+def test_items_are_taken_in_their_order() -> None:
+    items = deque(range(5))
+    assert take(items, 2) == [0, 1]
+    assert take(items, 0) == []
+    assert take(items, 9) == [2, 3, 4]
+    assert take(items, 1) == []
+
+
+def test_of_each_key_the_newest_is_kept_where_it_stood() -> None:
+    items = deque(Item(key, n) for n, key in enumerate("abacab"))
+    assert keep_newest(items) == 3
+    assert [(each.key, each.value) for each in items] == [("c", 3), ("a", 4), ("b", 5)]
+    assert keep_newest(items) == 0
+    assert keep_newest(deque()) == 0

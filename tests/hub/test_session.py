@@ -561,3 +561,26 @@ def test_a_push_is_glanced_at_and_still_taken(broker: Broker) -> None:
     assert program.pushes == []
     program.hear(0, finished)
     assert program.pushes == [finished]
+
+
+def test_what_has_no_answer_is_asked_again_though_others_have(
+    brokers: Callable[[], Broker],
+) -> None:
+    program, broker = Program(), brokers()
+    program.session.begin_line(0.0)
+    broker.answer(program)
+    program.ask(protocol.ListChannels())
+    (lost,) = program.sent(0.0)
+    for tick in range(1, 31):
+        now = tick / 10
+        program.ask(protocol.ListServices())
+        for request in program.sent(now):
+            program.hear(request.id, broker.reply(request.body, now), now)
+        assert not program.session.is_overdue(now), "the broker is only slow"
+    assert program.session.is_overdue(3.1)
+    program.session.lost_line()
+    program.session.begin_line(3.1)
+    broker.answer(program, 3.1)
+    assert [type(reply) for reply in program.replies[-1:]] == [protocol.Channels]
+    assert lost.body == protocol.ListChannels()
+    assert not program.session.is_overdue(3.2)

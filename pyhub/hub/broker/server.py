@@ -16,6 +16,7 @@ import zmq
 from pyhub._core import lease_is_alive, process_lease
 from pyhub.errors import PyhubError
 from pyhub.hub import protocol
+from pyhub.hub._raw_socket import RawSocket
 from pyhub.hub.broker import zap
 from pyhub.hub.broker.allow_list import AllowList
 from pyhub.hub.broker.audit import Audit
@@ -34,14 +35,6 @@ __all__ = ["Broker"]
 _log = logging.getLogger("pyhub.hub")
 
 Router = zmq.Socket[bytes]
-
-# The same messages by Socket.send_multipart and recv_multipart take several times the
-# instructions: those also serve other kinds of socket, tracking, and memoryviews.
-_send = zmq.backend.Socket.send
-_receive = zmq.backend.Socket.recv
-_NOW = int(zmq.NOBLOCK)
-_MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
-_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 _TICK_S = 0.25
 # While somebody waits for a worker, its death is to be seen at once.
@@ -164,9 +157,10 @@ class Broker:
             # Programs see by its lease that the broker which it tells of is gone.
             _log.warning("broker.json is left behind: %s", error)
 
-    def _loop(self, doorman: Router, router: Router) -> None:
+    def _loop(self, doorman: Router, socket: Router) -> None:
         # Their descriptors tell of changes only: who was woken asks until there is no more.
-        changes, door, line = select.poll(), int(doorman.fileno()), int(router.fileno())
+        changes, door, line = select.poll(), int(doorman.fileno()), int(socket.fileno())
+        router = RawSocket(socket)
         changes.register(door, select.POLLIN)
         changes.register(line, select.POLLIN)
         # To send may make one quiet, too, though something has come.
@@ -178,10 +172,10 @@ class Broker:
             woken = [each for each, _ in changes.poll(0 if must_look else int(wait_s * 1000) + 1)]
             self._go_on()
             # One stranger a turn: a crowd of them keeps nobody else from being answered.
-            if is_knocking := (is_knocking or door in woken) and _has_come(doorman):
+            if is_knocking := (is_knocking or door in woken) and bool(doorman.poll(0)):
                 request = doorman.recv_multipart()
                 doorman.send_multipart(zap.decide(request, self._allowed, self._note_stranger))
-            must_look = self._take_turn(router, is_likely=line in woken) or is_knocking
+            must_look = self._take_turn(router) or is_knocking
             if is_busy and self._now >= next_look:
                 next_look, must_look = self._now + _SHORT_TICK_S, True
                 self._board.acknowledge()
@@ -191,6 +185,8 @@ class Broker:
             if self._now >= next_tick:
                 next_tick, must_look = self._now + _TICK_S, True
                 self._tick(router)
+        if self._board.is_ended:
+            socket.linger = 200  # ms: who told it to end is to hear that it does
 
     def _go_on(self) -> None:
         """Let time pass, but not more than a wait may take.
@@ -201,7 +197,7 @@ class Broker:
         looked_at, self._looked_at = self._looked_at, time.monotonic()
         self._now += min(self._looked_at - looked_at, 2 * _TICK_S)
 
-    def _tick(self, router: Router) -> None:
+    def _tick(self, router: RawSocket) -> None:
         if self._allowed.refresh():
             self._board.let_in(self._allowed.client_of)
         self._forget_sockets(self._board.tick(self._now, self._is_alive))
@@ -211,30 +207,28 @@ class Broker:
 
     # --- Messages ---
 
-    def _take_turn(self, router: Router, is_likely: bool) -> bool:
-        """Answer what has come, which is likely or not; whether there may be more."""
+    def _take_turn(self, router: RawSocket) -> bool:
+        """Answer what has come; whether there may be more."""
         for _ in range(_MAX_TURN):
-            if not is_likely and not _has_come(router):
+            if not router.has_come():
                 return False
-            is_likely = False
-            try:
-                peer, frame = _receive(router, _NOW), _receive(router, _NOW, copy=False)
-            except zmq.Again:
-                continue
-            self._answer(router, peer, frame)
+            message = router.receive_from()
+            if message is not None:
+                self._answer(router, *message)
         return True
 
-    def _answer(self, router: Router, peer: bytes, frame: zmq.Frame) -> None:
+    def _answer(
+        self, router: RawSocket, peer: bytes, key: bytes, frame: bytes, n_more: int
+    ) -> None:
         request_id: int | None = None
         body: protocol.ReplyBody | None
-        # The doorman said who it is; libzmq writes it on each message.
-        key = str(frame.get("User-Id"))
-        client = self._allowed.client_of(key.encode())
-        who = key[:8] if client is None else client.name
+        # The doorman said whose key it is; libzmq writes it on each message.
+        client = self._allowed.client_of(key)
+        who = key.decode()[:8] if client is None else client.name
         try:
-            if frame.more:
-                raise ValueError(f"{_n_more(router)} frames too many")
-            request = protocol.decode_request(frame.bytes)
+            if n_more:
+                raise ValueError(f"{n_more} frames too many")
+            request = protocol.decode_request(frame)
             request_id = request.id
             if client is None:
                 # Its right was taken away after it had come in; who asked, is told.
@@ -242,36 +236,25 @@ class Broker:
             else:
                 body = self._board.answer(peer, client, request.body, self._now, request_id)
         except ValueError as error:
-            request_id = protocol.id_of(frame.bytes)
+            request_id = protocol.id_of(frame)
             body = self._board.refuse("bad_message", who, str(error)[:200])
         self._send_pushes(router)
         if body is not None and request_id != 0:  # one without any id is answered too
-            self._send(router, peer, _bounded(protocol.Reply(request_id or 0, body)))
+            _send(router, peer, _bounded(protocol.Reply(request_id or 0, body)))
         if self._board.is_ended:
-            router.linger = 200  # ms: who told it to end is to hear that it does
             self.stop()
 
-    def _send_pushes(self, router: Router) -> None:
+    def _send_pushes(self, router: RawSocket) -> None:
         """Send what the switchboard has for programs; who does not read loses it, counted."""
         outbox, self._board.outbox = self._board.outbox, []
         for peers, body in outbox:
             frame = protocol.encode(protocol.Reply(0, body))
             for peer in peers:
-                if not self._send(router, peer, frame):
+                if not _send(router, peer, frame):
                     self._board.note_dropped(peer)
         replies, self._board.replies = self._board.replies, []
         for peer, request_id, reply in replies:
-            self._send(router, peer, _bounded(protocol.Reply(request_id, reply)))
-
-    def _send(self, router: Router, peer: bytes, frame: bytes) -> bool:
-        try:
-            _send(router, peer, _MORE)
-            _send(router, frame, _NOW)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                raise
-            return False  # it does not read, or has just gone; of a reply it asks again
-        return True
+            _send(router, peer, _bounded(protocol.Reply(request_id, reply)))
 
     # --- Who is there ---
 
@@ -334,18 +317,9 @@ class Broker:
             )
 
 
-def _has_come(line: Router) -> bool:
-    """Whether there is a message to receive; if not, the descriptor tells of the next one."""
-    return bool(int(line.get(_EVENTS)) & _POLLIN)
-
-
-def _n_more(router: Router) -> int:
-    """Take the frames that are left of a message; how many there were."""
-    n_more, is_last = 0, False
-    while not is_last:
-        is_last = not _receive(router, _NOW, copy=False).more
-        n_more += 1
-    return n_more
+def _send(router: RawSocket, peer: bytes, frame: bytes) -> bool:
+    """Send; False: it does not read, or has just gone. Of a reply, it asks again then."""
+    return router.send(peer, more=True) and router.send(frame)
 
 
 def secure(router: zmq.Socket[bytes], secret_key: str) -> None:

@@ -55,7 +55,7 @@ class PendingCall:
         """What the command reports while it is under way; ends with it."""
         # Made when it is first needed, by whichever thread needs it.
         feed: Feed[Any] = self.__dict__.get("_feed") or self.__dict__.setdefault(
-            "_feed", Feed[Any](f"progress of {self}", convert=unpack)
+            "_feed", Feed[Any](f"progress of {self}", None, unpack, self._calls.check_turn)
         )
         if self.is_done:
             feed.end(ChannelClosed(f"{self} is done: there is no more progress."))
@@ -174,7 +174,7 @@ class PendingCall:
 
     def glance(self, reply: ReplyBody) -> bool:
         """See what came of it as soon as it is there; `accepted` is told of it, too."""
-        if isinstance(reply, protocol.Finished):
+        if isinstance(reply, protocol.Finished) and not self._outcome.is_called_for:
             self.finish(reply)
         return self.is_done
 
@@ -192,9 +192,9 @@ class PendingCall:
         self._end()
 
     def _end(self) -> None:
-        self._calls.forget(self._id)
         if "_feed" in self.__dict__:
             _ = self.progress  # which ends it
+        self._calls.forget(self._id)  # the last: interrupted before, it is ended once more
 
 
 class Calls:
@@ -213,10 +213,10 @@ class Calls:
         call = PendingCall(self, service, command, packed, timeout_s)
         assert self.connection is not None
         self.connection.check()
-        self._pending[call._id] = call
         try:
+            self._pending[call._id] = call
             self.send(call)
-        except KeyboardInterrupt:
+        except BaseException:
             # Whoever asked does not get to know it: it is not to be sent later either.
             self.give_up(call, CallCancelled(f"{call} was interrupted as it was sent."))
             raise
@@ -273,6 +273,11 @@ class Calls:
         assert self.connection is not None
         return self.connection.unreachable()
 
+    def check_turn(self) -> None:
+        """Raise where nothing can be waited for: in a handler that interrupted the hub."""
+        if self.connection is not None:
+            self.connection.check_turn()
+
     def check(self) -> None:
         """Raise in a fork's child: what comes of calls, its parent hears."""
         if self.connection is not None:
@@ -289,9 +294,7 @@ class Calls:
     def glance(self, body: protocol.Finished) -> bool:
         """See what came of a call before it is taken; whether it is one of these."""
         call = self._pending.get(body.call)
-        if call is not None:
-            call.finish(body)
-        return call is not None
+        return call is not None and call.glance(body)
 
     def take(self, body: protocol.Finished | protocol.Progressed) -> None:
         """Take what the broker pushed."""

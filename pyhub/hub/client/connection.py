@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import zmq
 
 from pyhub._core import process_lease
-from pyhub._handover import Answer, Ears, Turn, gather
+from pyhub._handover import Answer, Ears, Turn
 from pyhub.errors import (
     AccessDenied,
     BrokerRefused,
@@ -28,6 +28,7 @@ from pyhub.errors import (
     ServiceNotFound,
 )
 from pyhub.hub import protocol
+from pyhub.hub._raw_socket import RawSocket
 from pyhub.hub.client.patience import deadline_after, left_until
 from pyhub.hub.client.session import Ask, OnReply, Program, Session, Unreadable
 from pyhub.hub.protocol import Refused, ReplyBody, RequestBody
@@ -57,10 +58,6 @@ _MAX_SEEN = 32
 # Each channel has one, and each reader that waits for notifications; libzmq's own
 # limit is 1023.
 _MAX_SOCKETS = 10_000
-
-# `Socket.send` of the class above serves other kinds of sockets as well.
-_send = zmq.backend.Socket.send
-_NOW = int(zmq.NOBLOCK)
 
 
 class Connection:
@@ -110,12 +107,12 @@ class Connection:
         self._waiting: weakref.WeakValueDictionary[int, Answer[Any]] = weakref.WeakValueDictionary()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.context.max_sockets = _MAX_SOCKETS
-        self._socket: zmq.Socket[bytes] | None = None
+        self._socket: RawSocket | None = None
         self._broker: BrokerFile | None = None  # at the other end of it
         self._first_answer_s = _FIRST_ANSWER_S
         self._answer_by = 0.0  # until then, it is not given up
         self._is_mute = False  # whether it has brought nothing yet
-        self._fault: BaseException | None = None  # ours, which puts the line out of order
+        self._is_torn = False  # whether another thread left the line in who knows what state
         self._ended: Answer[None] = Answer()
         self._thread = threading.Thread(target=self._run, name="pyhub-hub", daemon=True)
         self._thread.start()
@@ -210,7 +207,8 @@ class Connection:
             answer.set(reply)
 
         def glance(reply: ReplyBody) -> bool:
-            if on_reply is None and not isinstance(reply, Refused):
+            is_plain = on_reply is None and not isinstance(reply, Refused)
+            if is_plain and not answer.is_called_for:
                 answer.set(reply)
             return answer.is_done
 
@@ -233,6 +231,7 @@ class Connection:
         bool
             Whether it came before the deadline.
         """
+        self.check_turn()
         while not answer.is_done and (left_s := left_until(deadline)):
             if not self.listen_while(lambda: not answer.is_done, left_s):
                 answer.wait(left_s)
@@ -247,10 +246,13 @@ class Connection:
                 if not is_needed() or not (left_s := left_until(deadline)):
                     break
                 # What came before, was taken by whoever sent or received last.
-                is_likely = self._ears.wait(seen, left_s)
+                self._ears.wait(seen, left_s)
+                self.check_fork()  # in a signal handler
                 with self._line.attempt() as is_free:
                     if is_free:
-                        self._receive(is_likely)
+                        self._receive()
+                if not is_free:
+                    self._line.wait(left_s)
         return is_mine
 
     def nudge(self) -> None:
@@ -288,6 +290,10 @@ class Connection:
             raise self._error
         if self._is_closed:
             raise _closed()
+        self.check_turn()
+
+    def check_turn(self) -> None:
+        """Raise if this very thread has the line, below: nothing can be waited for then."""
         if self._line.is_mine:
             raise PyhubError(
                 "the hub was asked for something in the middle of its own work: by a signal "
@@ -360,14 +366,21 @@ class Connection:
         self._receive()
         return True
 
-    def _receive(self, is_likely: bool = False) -> None:
+    def _receive(self) -> None:
         """Take what has come, as far as this thread may, which has the line."""
         if _is_interruptible():
-            self._look(is_likely)
-        else:
-            self._exchange(is_likely)
+            self._look()
+            return
+        try:
+            self._exchange()
+        except Exception:
+            # It may have come from far below: a stack that is full, say. The next line
+            # begins with everything that matters.
+            _log.exception("a thread left the line to the broker; it is made anew")
+            self._is_torn = True
+            self._ears.call()
 
-    def _look(self, is_likely: bool = False) -> None:
+    def _look(self) -> None:
         """Receive, in the main thread: only look for what is waited for, and leave the rest.
 
         A handler may raise at any point, and what was received must be taken once.
@@ -376,11 +389,11 @@ class Connection:
             return
         n_before, was_seen = len(self._received), self._is_seen or not self._received
         self._is_seen = False  # until the end of this
-        gather(self._received, self._socket, is_likely)
+        self._socket.gather(self._received)
         new = list(self._received)[n_before:]
         # In their order: what waits behind something that has to be taken, waits as well.
         self._is_seen = was_seen and all(map(self._session.glance, new))
-        if not self._is_seen or len(self._received) > _MAX_SEEN:
+        if not self._is_seen or len(self._received) > _MAX_SEEN or self._unsent:
             self._ears.call()
 
     def _give_up(self, answer: Answer[Any]) -> None:
@@ -394,6 +407,9 @@ class Connection:
         try:
             while not self._is_closed:
                 with self._line:
+                    if self._is_torn:
+                        self._is_torn = False
+                        self._disconnect()
                     self._take_received()
                     now = time.monotonic()
                     if self._session.is_overdue(now) and now >= self._answer_by:
@@ -432,50 +448,39 @@ class Connection:
             self.context.term()
 
     def _rest_s(self) -> float:
-        if self._socket is None:
+        if self._socket is None or self._unsent:  # of room, the descriptor tells
             return _LOOK_S
         due = max(self._session.due(), self._answer_by)
         return min(max(due - time.monotonic(), 0.0), _LOOK_S)
 
-    def _exchange(self, is_likely: bool = False) -> None:
+    def _exchange(self) -> None:
         """Take what has come, and send what is to be sent, until there is neither."""
-        try:
-            n_sent = 1
-            while n_sent:  # to send may make the descriptor quiet, though something has come
-                if self._socket is not None:
-                    gather(self._received, self._socket, is_likely)
-                self._take_received()
-                while self._inbox:
-                    self._session.ask(self._inbox.popleft())
-                n_sent = 0 if self._socket is None else self._send(self._socket)
-                is_likely = False
-        except BaseException as error:
-            self._fault = error
-            self._ears.call()
-            raise
+        must_look, is_full = True, False
+        while must_look:
+            if self._socket is not None:
+                self._socket.gather(self._received)
+            self._take_received()
+            while self._inbox:
+                self._session.ask(self._inbox.popleft())
+            # To send may make the descriptor quiet, though something has come.
+            must_look = self._socket is not None and self._send(self._socket) and not is_full
+            is_full = bool(self._unsent)
 
     def _take_received(self) -> None:
-        if self._fault is not None:
-            raise self._fault
         while self._received:
             self._take(self._received.popleft())
 
-    def _send(self, line: zmq.Socket[bytes]) -> int:
-        """Send what there is, as far as there is room; how many messages."""
+    def _send(self, line: RawSocket) -> bool:
+        """Send what there is, as far as there is room; whether there was something."""
         if not self._unsent:
             self._unsent.extend(self._session.outgoing(time.monotonic()))
-        return self._flush(line)
+        is_something = bool(self._unsent)
+        self._flush(line)
+        return is_something
 
-    def _flush(self, line: zmq.Socket[bytes]) -> int:
-        n_sent = 0
-        while self._unsent:
-            try:
-                _send(line, self._unsent[0], _NOW)
-            except zmq.Again:  # it does not read: later, if it does again
-                break
+    def _flush(self, line: RawSocket) -> None:
+        while self._unsent and line.send(self._unsent[0]):  # else it does not read: later
             self._unsent.popleft()
-            n_sent += 1
-        return n_sent
 
     def _take(self, frame: bytes) -> None:
         self._is_mute, self._answer_by, self._first_answer_s = False, 0.0, _FIRST_ANSWER_S
@@ -526,7 +531,7 @@ class Connection:
             )
             return
         with self._line:
-            self._socket, self._broker = line, broker
+            self._socket, self._broker = RawSocket(line), broker
             self._ears.open(line.fileno())
             self._is_mute = True
             self._answer_by = time.monotonic() + self._first_answer_s

@@ -75,8 +75,12 @@ class LogHandler(logging.Handler):
         except Exception:  # a log must not end its program
             self.handleError(record)
             return
-        self._waiting.add(body.event)
-        self._connection.put(Ask(body, lambda reply: self._taken(body.event, reply)))
+        try:
+            self._waiting.add(body.event)
+            self._connection.put(Ask(body, lambda reply: self._taken(body.event, reply)))
+        except BaseException:  # a signal's handler raised
+            self._waiting.discard(body.event)
+            raise
 
     def _taken(self, event: bytes, reply: ReplyBody) -> None:
         self._waiting.discard(event)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from pyhub._handover import Bell, Wake
+from pyhub._handover import Bell, Wake, take
 from pyhub.errors import ChannelClosed, CodecError, ForkedHandle, WaitTimeout
 from pyhub.hub.client.patience import deadline_after, left_until
 
@@ -38,9 +38,11 @@ class Feed(Generic[T]):
         what: str,
         on_close: Callable[[], None] | None = None,
         convert: Callable[[Any], T] | None = None,
+        check_turn: Callable[[], None] | None = None,
     ) -> None:
         self._what = what
         self._on_close = on_close
+        self._check_turn = check_turn  # raises where one must not wait
         # What an item is to whoever takes it. A value that another program
         # wrote may not be readable: then it raises, in its reader's thread.
         self._convert = convert
@@ -74,6 +76,8 @@ class Feed(Generic[T]):
             for item in self._take(1):
                 return self._converted(item)
             self._check()
+            if self._check_turn is not None:
+                self._check_turn()
             if not self._changed.wait(seen, left_until(deadline)):
                 raise WaitTimeout(f"{self._what}: nothing came within {timeout_s:g} s.")
 
@@ -121,6 +125,7 @@ class Feed(Generic[T]):
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while there is something to `get`."""
+        self._check_fork()
         if self._is_closed:
             raise ChannelClosed(f"{self._what}: this was closed.")
         if self._readable is None:
@@ -196,10 +201,8 @@ class Feed(Generic[T]):
 
     def _take(self, n_items: int) -> list[Any]:
         """Return, and take, so many items; fewer, if there are not so many."""
-        items: list[Any] = []
-        with contextlib.suppress(IndexError):
-            while len(items) < n_items:
-                items.append(self._items.popleft())
+        self._check_fork()
+        items = take(self._items, n_items)
         self._settle_descriptor()
         return items
 
@@ -221,15 +224,17 @@ class Feed(Generic[T]):
             self._readable.wake()
 
     def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._is_closed:
+            raise ChannelClosed(f"{self._what}: this was closed.")
+
+    def _check_fork(self) -> None:
         if self._pid != os.getpid():
             raise ForkedHandle(
                 f"{self._what}: this was made before a fork, and is used in the child.\n"
                 "  What comes, the parent hears. Make a MessageHub of the child's own."
             )
-        if self._error is not None:
-            raise self._error
-        if self._is_closed:
-            raise ChannelClosed(f"{self._what}: this was closed.")
 
     def _wake(self) -> None:
         self._changed.ring()

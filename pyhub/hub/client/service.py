@@ -172,6 +172,9 @@ class Service:
             thread = threading.Thread(target=self._work, name=f"pyhub-{self.name}", daemon=True)
             self._threads.append(thread)
             thread.start()
+        if self.is_closed:  # meanwhile, in a signal's handler: it did not know of these
+            for _ in self._threads:
+                self._put(None)
         return before
 
     def _work(self) -> None:

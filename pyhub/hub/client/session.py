@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from pyhub.errors import PyhubError
 from pyhub.hub import protocol
@@ -33,6 +33,9 @@ class Unreadable(ValueError):
 # each time, so that one which is only slow is not kept from its work.
 PATIENCE_S = 1.0
 _MAX_PATIENCE_S = 4.0
+# Answers come in their order, but for a moment: one that has not come after so long, while
+# others have, was lost.
+_LOST_S = 3.0
 # Who was refused asks again: rights may be given back.
 _REFUSED_S = 5.0
 # What is sent before the answers to the first of it are there.
@@ -67,6 +70,13 @@ class Ask:
     is_wanted: Callable[[], bool] | None = None
     is_one_way: bool = False
     on_glance: Callable[[ReplyBody], bool] | None = None
+
+
+class _Sent(NamedTuple):
+    """A request that has no answer yet."""
+
+    ask: Ask
+    at: float  # s
 
 
 class Program(Protocol):
@@ -123,7 +133,7 @@ class Session:
         self._n_pushes = 0  # received since the last hello
         self._queue: deque[Ask] = deque()
         self._later: list[tuple[float, Ask]] = []
-        self._outstanding: dict[int, Ask] = {}
+        self._outstanding: dict[int, _Sent] = {}  # in the order in which they were sent
         self._hello_id = 0
         self._heard_at = 0.0  # when the last answer came, or the first question was put
         self._next_ping = 0.0
@@ -141,7 +151,11 @@ class Session:
     def is_overdue(self, now: float) -> bool:
         """Whether the broker owes an answer for too long: make a new line."""
         owes = bool(self._outstanding) or self._hello_id != 0
-        return self._has_line and owes and now - self._heard_at > self._patience_s
+        if not self._has_line or not owes:
+            return False
+        oldest = next(iter(self._outstanding.values()), None)
+        is_lost = oldest is not None and now - oldest.at > _LOST_S
+        return is_lost or now - self._heard_at > self._patience_s
 
     def due(self) -> float:
         """Return when `outgoing` has something new, if nothing comes before."""
@@ -218,7 +232,7 @@ class Session:
         if not ask.is_one_way and not isinstance(frame, Refused):
             if not self._outstanding:
                 self._heard_at = now
-            self._outstanding[request_id] = ask
+            self._outstanding[request_id] = _Sent(ask, now)
         return frame
 
     def glance(self, frame: bytes) -> bool:
@@ -233,8 +247,10 @@ class Session:
         body = message.body
         if message.id == 0:
             return not isinstance(body, Refused) and self._program.glance(body)  # type: ignore[arg-type]
-        ask = self._outstanding.get(message.id)
-        return ask is not None and ask.on_glance is not None and ask.on_glance(body)  # type: ignore[arg-type]
+        sent = self._outstanding.get(message.id)
+        if sent is None or sent.ask.on_glance is None:
+            return False
+        return sent.ask.on_glance(body)  # type: ignore[arg-type]  # an id of ours: no push
 
     def receive(self, frame: bytes, now: float) -> None:
         """Take what the broker sent.
@@ -257,14 +273,14 @@ class Session:
             self._hello_id = 0
             self._greeted(body, now)
             return
-        ask = self._outstanding.get(message.id)
-        if ask is None:
+        sent = self._outstanding.get(message.id)
+        if sent is None:
             return  # an answer that came too late: it was asked again
         if isinstance(body, Refused) and body.code == "no_hello":
             self._greet_again(now)
             return
         del self._outstanding[message.id]
-        _answer(ask, body)  # type: ignore[arg-type]  # an id of ours: no push
+        _answer(sent.ask, body)  # type: ignore[arg-type]  # an id of ours: no push
 
     def _too_new(self, body: RequestBody) -> Refused:
         return Refused(
@@ -310,7 +326,7 @@ class Session:
 
     def _take_back(self) -> None:
         """What was not answered is to be asked again, in its order."""
-        self._queue.extendleft(reversed(self._outstanding.values()))
+        self._queue.extendleft(sent.ask for sent in reversed(self._outstanding.values()))
         self._outstanding.clear()
 
     def _new_id(self) -> int:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from pyhub._handover import keep_newest
 from pyhub.codec import encode_value
 from pyhub.hub import protocol
 from pyhub.hub.client import entries
@@ -120,13 +121,7 @@ class StateFeed(_Watch[StateEntry]):
 
     def _make_room(self) -> None:
         # Whoever comes late gets each key's newest value: others give way to it.
-        newest: dict[str, StateEntry] = {}
-        items = self.drain()
-        for item in items:
-            newest.pop(item.key, None)
-            newest[item.key] = item
-        self.n_lost += len(items) - len(newest)
-        self._items.extend(newest.values())
+        self.n_lost += keep_newest(self._items)
         if len(self._items) >= MAX_ITEMS:
             super()._make_room()
 
@@ -248,6 +243,7 @@ class Watching:
 
     def _open(self, number: int, feed: F) -> F:
         assert self.connection is not None
+        feed._check_turn = self.connection.check_turn
         try:  # a Ctrl-C may come at any point, and nobody else has the feed yet
             self._feeds[number] = feed
             watch = protocol.Watch(number, feed.subject, feed.pattern)

@@ -1,0 +1,166 @@
+# cython: language_level=3, embedsignature=False
+"""Messages of a ZeroMQ socket, each sent or received in one step.
+
+pyzmq looks for signals within each call, also after it took a message: a handler
+that raises there loses it. Here nothing comes between taking and keeping, and
+the GIL is held, so that no two threads are in a socket at once. Nothing waits.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.errno cimport EAGAIN, EHOSTUNREACH
+from libc.stdint cimport uintptr_t
+
+import zmq
+from zmq.backend.cython import _zmq
+
+__all__ = ["RawSocket"]
+
+cdef extern from "errno.h" nogil:
+    int errno
+
+cdef extern from "dlfcn.h" nogil:
+    void *dlopen(const char *path, int flags)
+    void *dlsym(void *handle, const char *name)
+    enum:
+        RTLD_NOW
+        RTLD_NOLOAD
+
+cdef enum:  # as libzmq numbers them
+    ZMQ_EVENTS = 15
+    ZMQ_POLLIN = 1
+    ZMQ_DONTWAIT = 1
+    ZMQ_SNDMORE = 2
+
+# zmq_msg_t: opaque, 64 bytes, aligned as a pointer.
+ctypedef struct zmq_msg:
+    void *words[8]
+
+cdef int (*zmq_getsockopt)(void *, int, void *, size_t *) noexcept
+cdef int (*zmq_send)(void *, const void *, size_t, int) noexcept
+cdef int (*zmq_msg_init)(zmq_msg *) noexcept
+cdef int (*zmq_msg_recv)(zmq_msg *, void *, int) noexcept
+cdef int (*zmq_msg_close)(zmq_msg *) noexcept
+cdef int (*zmq_msg_more)(const zmq_msg *) noexcept
+cdef void *(*zmq_msg_data)(zmq_msg *) noexcept
+cdef size_t (*zmq_msg_size)(const zmq_msg *) noexcept
+cdef const char *(*zmq_msg_gets)(const zmq_msg *, const char *) noexcept
+
+
+cdef void *_function(void *library, bytes name) except NULL:
+    cdef void *found = dlsym(library, name)
+    if found == NULL:
+        raise ImportError(
+            f"the libzmq that pyzmq {zmq.__version__} uses has no {name.decode()} to be found.\n"
+            "  Install pyzmq as a wheel, or from conda-forge or Debian."
+        )
+    return found
+
+
+cdef void *_library = dlopen(_zmq.__file__.encode(), RTLD_NOW | RTLD_NOLOAD)
+zmq_getsockopt = <int (*)(void *, int, void *, size_t *) noexcept>_function(
+    _library, b"zmq_getsockopt")
+zmq_send = <int (*)(void *, const void *, size_t, int) noexcept>_function(_library, b"zmq_send")
+zmq_msg_init = <int (*)(zmq_msg *) noexcept>_function(_library, b"zmq_msg_init")
+zmq_msg_recv = <int (*)(zmq_msg *, void *, int) noexcept>_function(_library, b"zmq_msg_recv")
+zmq_msg_close = <int (*)(zmq_msg *) noexcept>_function(_library, b"zmq_msg_close")
+zmq_msg_more = <int (*)(const zmq_msg *) noexcept>_function(_library, b"zmq_msg_more")
+zmq_msg_data = <void *(*)(zmq_msg *) noexcept>_function(_library, b"zmq_msg_data")
+zmq_msg_size = <size_t (*)(const zmq_msg *) noexcept>_function(_library, b"zmq_msg_size")
+zmq_msg_gets = <const char *(*)(const zmq_msg *, const char *) noexcept>_function(
+    _library, b"zmq_msg_gets")
+
+
+cdef class RawSocket:
+    """A pyzmq socket, which is closed by this one's `close` only."""
+
+    cdef object _socket
+    cdef void *_handle
+
+    def __cinit__(self, socket):
+        self._socket = socket
+        self._handle = <void *><uintptr_t>socket.underlying
+
+    cdef void *_open(self) except NULL:
+        if self._handle == NULL:
+            raise zmq.ZMQError(zmq.ENOTSOCK)
+        return self._handle
+
+    @property
+    def is_closed(self):
+        """Whether it was closed."""
+        return self._handle == NULL
+
+    def close(self, linger_ms=None):
+        """Close it. May be called twice."""
+        self._handle = NULL
+        self._socket.close(linger_ms)
+
+    cpdef bint has_come(self) except -1:
+        """Whether a message is there; if not, the descriptor tells of the next one."""
+        cdef int events = 0
+        cdef size_t size = sizeof(events)
+        if zmq_getsockopt(self._open(), ZMQ_EVENTS, &events, &size):
+            raise zmq.ZMQError(errno)
+        return events & ZMQ_POLLIN != 0
+
+    cpdef bint send(self, bytes frame, bint more=False) except -1:
+        """Send a frame; False if there is no room, or a ROUTER does not know whom it is for."""
+        cdef int flags = ZMQ_DONTWAIT | (ZMQ_SNDMORE if more else 0)
+        if zmq_send(self._open(), PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), flags) >= 0:
+            return True
+        if errno != EAGAIN and errno != EHOSTUNREACH:
+            raise zmq.ZMQError(errno)
+        return False
+
+    def gather(self, received):
+        """Take all messages, of one frame each, that are there, and append them to `received`."""
+        cdef zmq_msg frame
+        cdef bytes taken
+        while self.has_come() and self._receive(&frame):
+            try:
+                taken = _content(&frame)
+            finally:
+                zmq_msg_close(&frame)
+            received.append(taken)
+
+    def receive_from(self):
+        """Return who sent a ROUTER's next message, as whom, its frame, and how many more it had.
+
+        None: there is none. As whom: what the ZAP handler said of the sender.
+        """
+        cdef zmq_msg frame
+        cdef const char *user
+        cdef int n_more = 0
+        if not self._receive(&frame):
+            return None
+        try:
+            peer = _content(&frame)
+        finally:
+            zmq_msg_close(&frame)
+        if not self._receive(&frame):
+            raise zmq.ZMQError(errno)
+        try:
+            user = zmq_msg_gets(&frame, b"User-Id")
+            key = b"" if user == NULL else <bytes>user
+            content = _content(&frame)
+            while zmq_msg_more(&frame):
+                if zmq_msg_recv(&frame, self._handle, ZMQ_DONTWAIT) < 0:
+                    raise zmq.ZMQError(errno)
+                n_more += 1
+        finally:
+            zmq_msg_close(&frame)
+        return peer, key, content, n_more
+
+    cdef bint _receive(self, zmq_msg *frame) except -1:
+        """Take a frame, to be closed; False if there is none."""
+        zmq_msg_init(frame)
+        if zmq_msg_recv(frame, self._open(), ZMQ_DONTWAIT) >= 0:
+            return True
+        zmq_msg_close(frame)
+        if errno != EAGAIN:
+            raise zmq.ZMQError(errno)
+        return False
+
+
+cdef bytes _content(zmq_msg *frame):
+    return PyBytes_FromStringAndSize(<char *>zmq_msg_data(frame), zmq_msg_size(frame))

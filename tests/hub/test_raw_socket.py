@@ -1,0 +1,163 @@
+"""Messages of a ZeroMQ socket, each in one step: what pyzmq's calls do, without signals."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import pytest
+import zmq
+
+from pyhub.hub._raw_socket import RawSocket
+from tests.conftest import eventually
+
+Pair = tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """A ROUTER, and a DEALER that is connected to it as "me"."""
+    with (
+        zmq.Context[zmq.Socket[bytes]]() as context,
+        context.socket(zmq.ROUTER) as router,
+        context.socket(zmq.DEALER) as dealer,
+    ):
+        router.linger = dealer.linger = 0
+        router.router_mandatory = True
+        dealer.identity = b"me"
+        router.bind("inproc://raw")
+        dealer.connect("inproc://raw")
+        yield router, dealer
+
+
+def test_messages_go_both_ways(pair: Pair) -> None:
+    router, dealer = map(RawSocket, pair)
+    assert router.receive_from() is None
+    assert not router.has_come()
+    assert dealer.send(b"hello")
+    assert router.has_come()
+    assert router.receive_from() == (b"me", b"", b"hello", 0)
+    assert router.send(b"me", more=True)
+    assert router.send(bytes(1000))
+    received: deque[bytes] = deque([b"before"])
+    dealer.gather(received)
+    assert list(received) == [b"before", bytes(1000)]
+    dealer.gather(received)
+    assert len(received) == 2
+
+
+def test_frames_too_many_are_taken_and_counted(pair: Pair) -> None:
+    router, dealer = RawSocket(pair[0]), pair[1]
+    dealer.send_multipart([b"first", b"second", b"third"])
+    dealer.send(b"next")
+    assert router.receive_from() == (b"me", b"", b"first", 2)
+    assert router.receive_from() == (b"me", b"", b"next", 0)
+
+
+def test_all_is_gathered_and_the_descriptor_is_quiet(pair: Pair) -> None:
+    router, dealer = pair
+    raw, received = RawSocket(dealer), deque[bytes]()
+    RawSocket(dealer).send(b"here I am")
+    router.recv_multipart()
+    for number in range(500):
+        router.send_multipart([b"me", b"%d" % number])
+    assert eventually(raw.has_come)
+    raw.gather(received)
+    assert list(received) == [b"%d" % number for number in range(500)]
+    assert not raw.has_come()
+
+
+def test_whom_nobody_knows_gets_nothing(pair: Pair) -> None:
+    router = RawSocket(pair[0])
+    assert not router.send(b"a stranger", more=True)
+    assert not router.send(b"another one", more=True), "nothing of it is left in the socket"
+
+
+def test_a_full_line_takes_no_more() -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+        dealer.linger = 0
+        assert not RawSocket(dealer).send(b"nobody is connected")
+
+
+def test_a_closed_socket_is_an_error_and_no_crash(pair: Pair) -> None:
+    raw = RawSocket(pair[1])
+    assert not raw.is_closed
+    raw.close(0)
+    raw.close(0)
+    assert raw.is_closed
+    assert pair[1].closed
+    for use in (raw.has_come, raw.receive_from, lambda: raw.send(b""), lambda: raw.gather(deque())):
+        with pytest.raises(zmq.ZMQError, match="non-socket"):
+            use()
+
+
+def by_pyzmq(socket: zmq.Socket[bytes], received: deque[bytes]) -> None:
+    """Do what `gather` does by pyzmq's calls, and nothing else in between."""
+    while int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
+        received.append(socket.recv(zmq.NOBLOCK))
+
+
+def interrupted(pair: Pair, way: Callable[[deque[bytes]], None], n_messages: int) -> list[int]:
+    """Receive numbers while a handler raises again and again; those that came.
+
+    Another thread wants the GIL, so that a signal finds the socket's calls at work.
+    """
+    router, received = pair[0], deque[bytes]()
+    is_over, may_raise, n_raised = threading.Event(), False, 0
+
+    def interrupt(*_: object) -> None:
+        nonlocal may_raise, n_raised
+        if may_raise:
+            may_raise = False
+            n_raised += 1
+            raise KeyboardInterrupt
+
+    def send() -> None:
+        for number in range(n_messages):
+            router.send_multipart([b"me", b"%d" % number])
+            sum(range(2000))
+        while not is_over.is_set():
+            sum(range(2000))
+
+    def trouble() -> None:
+        while not is_over.wait(0.0007):
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    RawSocket(pair[1]).send(b"here I am")
+    router.recv_multipart()
+    main = threading.get_ident()
+    former = signal.signal(signal.SIGUSR1, interrupt)
+    threads = [threading.Thread(target=each) for each in (send, trouble)]
+    for thread in threads:
+        thread.start()
+    try:
+        deadline = time.monotonic() + 10
+        last = b"%d" % (n_messages - 1)
+        while n_raised < 20 or not received or received[-1] != last:
+            if time.monotonic() > deadline:
+                break
+            with contextlib.suppress(KeyboardInterrupt):
+                may_raise = True
+                way(received)
+                may_raise = False
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        signal.signal(signal.SIGUSR1, former)
+    assert n_raised > 0
+    return [int(each) for each in received]
+
+
+def test_a_handler_that_raises_loses_no_message(pair: Pair) -> None:
+    assert interrupted(pair, RawSocket(pair[1]).gather, 4000) == list(range(4000))
+
+
+def test_by_pyzmq_it_would(pair: Pair) -> None:
+    """The control of the test above."""
+    came = interrupted(pair, lambda received: by_pyzmq(pair[1], received), 4000)
+    assert len(came) < 4000
