@@ -376,9 +376,9 @@ class Connection:
         except Exception:
             # It may have come from far below: a stack that is full, say. The next line
             # begins with everything that matters.
-            _log.exception("a thread left the line to the broker; it is made anew")
             self._is_torn = True
             self._ears.call()
+            _log.exception("a thread failed amid the line to the broker; it is made anew")
 
     def _look(self) -> None:
         """Receive, in the main thread: only look for what is waited for, and leave the rest.
