@@ -233,15 +233,15 @@ static inline int phb_datablock_ask_readers(phb_datablock *db)
             }
             objection = phb_readers_ask_holders(&db->readers, &db->kept_by);
         }
-        const int64_t now = phb_monotonic_ns();
-        if (objection != PHB_IS_WAITED_FOR || now >= slice) {
+        if (objection != PHB_IS_WAITED_FOR) {
             phb_store32(&control->is_waiting, 0);
-            return objection == PHB_IS_WAITED_FOR ? PHB_INTERRUPTED : PHB_FULL;
+            return PHB_FULL;
         }
         if (db->waited_ns >= db->readers.constants.patience_ns) {
             phb_readers_give_up(&db->readers, db->kept_by); /* others came before it */
             continue;
         }
+        const int64_t now = phb_monotonic_ns();
         if (now - start < PHB_READER_SPIN_NS) {
             for (int i = 0; i < 16; i++) {
                 phb_relax();
@@ -254,9 +254,13 @@ static inline int phb_datablock_ask_readers(phb_datablock *db)
         }
         phb_futex_wait(&control->released.word, seen, PHB_READER_PROBE_NS);
         phb_u64 *stalled = &db->readers.places[db->kept_by].stalled_ns;
-        const uint64_t slept = (uint64_t)(phb_monotonic_ns() - now);
-        phb_store64(stalled, phb_load64(stalled) + slept);
-        db->waited_ns += slept;
+        const int64_t woken = phb_monotonic_ns();
+        phb_store64(stalled, phb_load64(stalled) + (uint64_t)(woken - now));
+        db->waited_ns += (uint64_t)(woken - now);
+        if (woken >= slice) { /* here, so that each call has waited, however slow */
+            phb_store32(&control->is_waiting, 0);
+            return PHB_INTERRUPTED;
+        }
     }
 }
 

@@ -27,8 +27,10 @@ typedef struct stepper_record {
     uint32_t n_before[STEPPER_MAX_STEPS]; /* how often it was met before */
 } stepper_record;
 
-/* Addresses of functions that are one step. */
-static uint64_t stepper_calls[4];
+/* Addresses of functions that are one step; the last is clock_gettime: it begins
+ * anew whenever the kernel's clock ticks, so that slow steps would never end it. */
+enum { STEPPER_CALLS = 4 };
+static uint64_t stepper_calls[STEPPER_CALLS];
 
 extern char __executable_start, etext; /* of the linker */
 
@@ -41,6 +43,7 @@ typedef void stepper_part(void);
 
 static inline pid_t stepper_start(stepper_part *prepare, stepper_part *act)
 {
+    stepper_calls[STEPPER_CALLS - 1] = (uint64_t)(uintptr_t)&clock_gettime;
     const pid_t child = fork_child();
     int status;
     if (child == 0) {
@@ -105,7 +108,7 @@ static inline int stepper_run_until(pid_t child, uint64_t address)
 static inline int stepper_step(pid_t child)
 {
     const struct user_regs_struct registers = stepper_registers(child);
-    for (size_t i = 0; i < sizeof stepper_calls / sizeof *stepper_calls; i++) {
+    for (size_t i = 0; i < STEPPER_CALLS; i++) {
         if (registers.rip == stepper_calls[i]) {
             errno = 0;
             const long back =
