@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 
 import pyhub
+from tests.conftest import eventually
 
 # A watchdog, not a claim: what takes so long has stopped.
 PATIENCE_S = 20.0
@@ -231,10 +232,18 @@ class CommandLine:
                     found.append(int(entry.name))
         return found
 
+    def words_of_running(self) -> list[str]:
+        """Return the command lines of `running`."""
+        found = []
+        for pid in self.running():
+            with contextlib.suppress(OSError):
+                found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:200])
+        return found
+
     def await_nobody(self) -> None:
         """Wait for the end of all that was started; it must come by itself."""
         try:
-            await_that(lambda: not self.running(), "the end of all processes", 15.0)
+            assert eventually(lambda: not self.running(), 15.0), f"go on: {self.words_of_running()}"
         finally:
             for pid in self.running():
                 with contextlib.suppress(ProcessLookupError):
