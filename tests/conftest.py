@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -80,6 +81,12 @@ def eventually(claim: Callable[[], bool], timeout_s: float = 5.0) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+async def turns(n: int) -> None:
+    """Let the event loop go round `n` times."""
+    for _ in range(n):
+        await asyncio.sleep(0)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ from pyhub.errors import (
 from pyhub.hub import protocol
 from pyhub.hub.client.patience import left_until
 from pyhub.hub.runtime import RuntimeDirectory
-from tests.conftest import eventually
+from tests.conftest import eventually, turns
 from tests.hub.conftest import Spawn, line, stopped
 
 WATCHDOG_S = 30
@@ -388,6 +388,25 @@ def test_a_task_that_is_cancelled_cancels_its_call(hub: MessageHub, workers: Wor
     workers.start()
     asyncio.run(give_up())
     assert workers.has_noted("cancelled")
+
+
+@pytest.mark.parametrize("n_turns", range(8))
+def test_a_task_is_cancelled_also_while_its_result_comes(
+    hub: MessageHub, workers: Workers, n_turns: int
+) -> None:
+    async def main() -> None:
+        call = hub.start_call(workers.name, "work", x=1, timeout_s=WATCHDOG_S)
+        task = asyncio.create_task(_awaited(call))
+        await turns(3)  # until it waits
+        assert eventually(lambda: call.is_done, WATCHDOG_S)
+        await turns(n_turns)
+        was_done = task.done()
+        task.cancel()
+        await turns(10)
+        assert task.cancelled() != was_done
+
+    workers.start()
+    asyncio.run(main())
 
 
 def test_one_task_that_is_cancelled_leaves_the_outcome_to_the_others(

@@ -17,7 +17,7 @@ from pyhub.codec import encode_value
 from pyhub.errors import CodecError
 from pyhub.hub.client.feed import MAX_ITEMS, Feed
 from pyhub.hub.client.values import unpack
-from tests.conftest import descriptors, eventually
+from tests.conftest import descriptors, eventually, turns
 
 WATCHDOG_S = 30
 
@@ -263,6 +263,25 @@ def test_awaiting_ends_at_its_time_and_takes_nothing_with_it() -> None:
         return await feed.aget(WATCHDOG_S)
 
     assert asyncio.run(wait(feed_of())) == 1
+
+
+@pytest.mark.parametrize("n_turns", range(8))
+def test_a_task_is_cancelled_also_while_an_item_comes(n_turns: int) -> None:
+    async def follow(feed: Feed[int]) -> None:
+        while True:
+            await feed.aget()
+
+    async def main() -> None:
+        feed = feed_of()
+        task = asyncio.create_task(follow(feed))
+        await turns(3)  # until it waits
+        feed.put(1)
+        await turns(n_turns)
+        task.cancel()
+        await turns(10)
+        assert task.cancelled()
+
+    asyncio.run(main())
 
 
 def test_all_who_await_are_woken_however_soon_the_first_of_them_goes() -> None:

@@ -30,7 +30,7 @@ from pyhub import (
 )
 from pyhub.hub.client.notifications import NotificationListener, NotificationSocket
 from pyhub.hub.runtime import RuntimeDirectory
-from tests.conftest import eventually
+from tests.conftest import eventually, turns
 from tests.hub.conftest import Spawn, go_on, line
 
 WATCHDOG_S = 30
@@ -618,6 +618,27 @@ def test_an_aread_that_was_cancelled_leaves_the_next_one_everything(pair: Pair) 
 
     frame = asyncio.run(main())
     assert (frame.frame_id, frame.n_lost) == (0, 0)
+
+
+@pytest.mark.parametrize("n_turns", range(8))
+def test_a_task_is_cancelled_also_while_a_frame_comes(pair: Pair, n_turns: int) -> None:
+    producer, consumer = pair
+
+    async def follow() -> None:
+        while True:
+            await consumer.aread(timeout_s=None)
+
+    async def main() -> None:
+        task = asyncio.create_task(follow())
+        await turns(3)  # until it waits
+        producer.put(image(1))
+        assert select.select([consumer.fileno()], [], [], WATCHDOG_S)[0]
+        await turns(n_turns)
+        task.cancel()
+        await turns(10)
+        assert task.cancelled()
+
+    asyncio.run(main())
 
 
 def test_several_consumers_are_awaited_in_one_loop(hub: MessageHub, pair: Pair) -> None:

@@ -598,7 +598,8 @@ async def done_in_loop(answer: Answer[Any], timeout_s: float) -> bool:
 
     answer.on_done(tell)
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(is_done.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):  # wait_for may lose a cancellation
+            await is_done.wait()
     return answer.is_done
 
 

@@ -99,7 +99,8 @@ class Feed(Generic[T]):
                 for item in self._take(1):
                     return self._converted(item)
                 self._check()
-                await asyncio.wait_for(woken.wait(), left_until(deadline))
+                async with asyncio.timeout(left_until(deadline)):
+                    await woken.wait()
             except TimeoutError:
                 raise WaitTimeout(f"{self._what}: nothing came within {timeout_s:g} s.") from None
             finally:

@@ -172,7 +172,8 @@ class NotificationListener:
                 if self._is_closed or self._drain(block):
                     return
             try:
-                await asyncio.wait_for(woken.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await woken.wait()
             except TimeoutError:
                 self._note_silence(block, seen)
         finally:
