@@ -33,16 +33,6 @@ PATIENCE_S = 20.0
 MARK = "PYHUB_TEST_MARK"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def interruptible() -> Iterator[None]:
-    """Let children take Ctrl-C, also when the tests were started in the background by a shell."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def await_that(claim: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
     """Return `claim()` once it is true."""
     deadline = time.monotonic() + timeout_s

@@ -22,16 +22,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples/python"
 ENDS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
 
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Let children take Ctrl-C, also when a shell started the tests in the background."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture
 def lab(
     tmp_path_factory: pytest.TempPathFactory,
