@@ -7,8 +7,9 @@ the GIL is held, so that no two threads are in a socket at once. Nothing waits.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, EHOSTUNREACH
+from libc.errno cimport EAGAIN, EHOSTUNREACH, EINTR
 from libc.stdint cimport uintptr_t
+from posix.unistd cimport getpid, pid_t
 
 import zmq
 from zmq.backend.cython import _zmq
@@ -75,15 +76,21 @@ cdef class RawSocket:
 
     cdef object _socket
     cdef void *_handle
+    cdef pid_t _pid
 
     def __cinit__(self, socket):
         self._socket = socket
         self._handle = <void *><uintptr_t>socket.underlying
+        self._pid = getpid()
 
     cdef void *_open(self) except NULL:
         if self._handle == NULL:
             raise zmq.ZMQError(zmq.ENOTSOCK)
         return self._handle
+
+    cdef bint _is_interrupted(self) noexcept:
+        """Whether only a signal came: then it is tried again. In a fork's child it would for ever."""
+        return errno == EINTR and getpid() == self._pid
 
     @property
     def is_closed(self):
@@ -99,18 +106,21 @@ cdef class RawSocket:
         """Whether a message is there; if not, the descriptor tells of the next one."""
         cdef int events = 0
         cdef size_t size = sizeof(events)
-        if zmq_getsockopt(self._open(), ZMQ_EVENTS, &events, &size):
-            raise zmq.ZMQError(errno)
+        while zmq_getsockopt(self._open(), ZMQ_EVENTS, &events, &size):
+            if not self._is_interrupted():
+                raise zmq.ZMQError(errno)
         return events & ZMQ_POLLIN != 0
 
-    cpdef bint send(self, bytes frame, bint more=False) except -1:
+    def send(self, bytes frame not None, bint more=False):
         """Send a frame; False if there is no room, or a ROUTER does not know whom it is for."""
+        cdef const char *content = PyBytes_AS_STRING(frame)
         cdef int flags = ZMQ_DONTWAIT | (ZMQ_SNDMORE if more else 0)
-        if zmq_send(self._open(), PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), flags) >= 0:
-            return True
-        if errno != EAGAIN and errno != EHOSTUNREACH:
-            raise zmq.ZMQError(errno)
-        return False
+        while zmq_send(self._open(), content, PyBytes_GET_SIZE(frame), flags) < 0:
+            if errno == EAGAIN or errno == EHOSTUNREACH:
+                return False
+            if not self._is_interrupted():
+                raise zmq.ZMQError(errno)
+        return True
 
     def gather(self, received):
         """Take all messages, of one frame each, that are there, and append them to `received`."""
@@ -144,7 +154,7 @@ cdef class RawSocket:
             key = b"" if user == NULL else <bytes>user
             content = _content(&frame)
             while zmq_msg_more(&frame):
-                if zmq_msg_recv(&frame, self._handle, ZMQ_DONTWAIT) < 0:
+                if not self._fill(&frame):
                     raise zmq.ZMQError(errno)
                 n_more += 1
         finally:
@@ -154,12 +164,19 @@ cdef class RawSocket:
     cdef bint _receive(self, zmq_msg *frame) except -1:
         """Take a frame, to be closed; False if there is none."""
         zmq_msg_init(frame)
-        if zmq_msg_recv(frame, self._open(), ZMQ_DONTWAIT) >= 0:
+        if self._fill(frame):
             return True
         zmq_msg_close(frame)
-        if errno != EAGAIN:
-            raise zmq.ZMQError(errno)
         return False
+
+    cdef bint _fill(self, zmq_msg *frame) except -1:
+        """Take the next one in its place; False if there is none."""
+        while zmq_msg_recv(frame, self._open(), ZMQ_DONTWAIT) < 0:
+            if errno == EAGAIN:
+                return False
+            if not self._is_interrupted():
+                raise zmq.ZMQError(errno)
+        return True
 
 
 cdef bytes _content(zmq_msg *frame):

@@ -83,6 +83,11 @@ def test_a_full_line_takes_no_more() -> None:
         assert not RawSocket(dealer).send(b"nobody is connected")
 
 
+def test_what_is_no_frame_is_refused(pair: Pair) -> None:
+    with pytest.raises(TypeError):
+        RawSocket(pair[1]).send(None)  # type: ignore[arg-type]
+
+
 def test_a_closed_socket_is_an_error_and_no_crash(pair: Pair) -> None:
     raw = RawSocket(pair[1])
     assert not raw.is_closed
@@ -93,6 +98,34 @@ def test_a_closed_socket_is_an_error_and_no_crash(pair: Pair) -> None:
     for use in (raw.has_come, raw.receive_from, lambda: raw.send(b""), lambda: raw.gather(deque())):
         with pytest.raises(zmq.ZMQError, match="non-socket"):
             use()
+
+
+def test_signals_that_are_handled_are_no_errors(pair: Pair) -> None:
+    n_handled = 0
+
+    def note(*_: object) -> None:
+        nonlocal n_handled
+        n_handled += 1
+
+    router, dealer = map(RawSocket, pair)
+    n_messages, received = 0, deque[bytes]()
+    former = signal.signal(signal.SIGALRM, note)
+    signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+    try:
+        while n_handled < 3000:
+            assert dealer.send(b"there")
+            while (message := router.receive_from()) is None:
+                router.has_come()
+            assert message == (b"me", b"", b"there", 0)
+            assert router.send(b"me", more=True)
+            assert router.send(b"back")
+            n_messages += 1
+            while len(received) < n_messages:
+                dealer.gather(received)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert set(received) == {b"back"}
 
 
 def by_pyzmq(socket: zmq.Socket[bytes], received: deque[bytes]) -> None:
