@@ -663,8 +663,6 @@ def _forget_reader(connection: Connection, holdings: Holdings, reader: int) -> N
 
 
 def _leave(connection: Connection, holdings: Holdings) -> None:
-    # A signal handler may have interrupted what the hub's thread waits for.
-    is_interrupted = holdings.services.lock.is_mine
     holdings.close()
     # Those that the garbage collector found together with the hub: the
     # context's end would wait for them for ever.
@@ -672,4 +670,4 @@ def _leave(connection: Connection, holdings: Holdings) -> None:
     for open_socket in open_sockets:
         open_socket.close()
     is_free = all(open_socket.is_closed for open_socket in open_sockets)
-    connection.close(wait=is_free and not is_interrupted)
+    connection.close(wait=is_free)

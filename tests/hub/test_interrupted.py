@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import functools
 import itertools
 import re
 import sys
@@ -21,6 +22,7 @@ import pytest
 
 import pyhub
 from pyhub import BrokerConfig, MessageHub, PyhubError
+from pyhub.hub.client.service import Service
 from pyhub.hub.client.watching import EventFeed
 from tests.conftest import eventually
 
@@ -127,25 +129,56 @@ def other(shared: BrokerConfig, told: list[int]) -> Iterator[MessageHub]:
         yield hub
 
 
+# --- What a handler does ---
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def close_the_hub(hub: MessageHub, service: Service) -> None:
+    hub.close()
+
+
+def close_a_service(hub: MessageHub, service: Service) -> None:
+    service.close()
+
+
+def call_a_service(hub: MessageHub, service: Service) -> None:
+    try:
+        assert hub.call("mine", "double", x=2, timeout_s=AGAIN_S) == 4
+    except PyhubError as error:
+        if "in the middle of its own work" not in str(error):
+            raise
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("act", [close_the_hub, close_a_service, call_a_service])
 @pytest.mark.parametrize("work", WORK)
-def test_a_handler_may_close_the_hub_at_any_instruction(
-    shared: BrokerConfig, other: MessageHub, work: Callable[[MessageHub], None], stride: int
+def test_a_handler_may_come_at_any_instruction(
+    shared: BrokerConfig,
+    other: MessageHub,
+    work: Callable[[MessageHub], None],
+    act: Callable[[MessageHub, Service], None],
+    stride: int,
 ) -> None:
     config = BrokerConfig(runtime_dir=shared.runtime_dir, autostart=False, timeout_s=PATIENCE_S)
     for at in itertools.count(1, stride):
         hub = MessageHub(config)
-        handler = Handler(at, hub.close, anywhere)
+        service = hub.service("mine")
+        service(double)
+        handler = Handler(at, functools.partial(act, hub, service), anywhere)
         raised: Exception | None = None
         try:
             with handler.installed():
                 work(hub)
         except PyhubError as error:
             raised = error
-        # It waited for nothing until its time was over.
-        assert raised is None or re.search("was closed|was shut down", str(raised)), at
-        assert hub.is_closed == handler.was_called
+        # Nothing was waited for in vain.
+        assert raised is None or re.search("was (closed|shut down)", str(raised)), at
+        assert hub.is_closed == (act is close_the_hub and handler.was_called)
+        assert service.is_closed == (act is not call_a_service and handler.was_called)
         hub.close()
         assert hub._connection._ended.wait(PATIENCE_S)
         if not handler.was_called:

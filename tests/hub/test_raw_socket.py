@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -126,6 +128,21 @@ def test_signals_that_are_handled_are_no_errors(pair: Pair) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
     assert set(received) == {b"back"}
+
+
+def test_in_a_forks_child_it_is_an_error_and_no_endless_loop(pair: Pair) -> None:
+    raw = RawSocket(pair[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Python 3.12: this process has threads
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        with contextlib.suppress(zmq.ZMQError):
+            for _ in range(2):
+                raw.gather(deque())
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def by_pyzmq(socket: zmq.Socket[bytes], received: deque[bytes]) -> None:

@@ -252,7 +252,7 @@ class Connection:
                     if is_free:
                         self._receive()
                 if not is_free:
-                    self._line.wait(left_s)
+                    self._line.wait(left_until(deadline))
         return is_mine
 
     def nudge(self) -> None:
@@ -292,9 +292,14 @@ class Connection:
             raise _closed()
         self.check_turn()
 
+    @property
+    def is_amid(self) -> bool:
+        """Whether this very thread holds up, below, what it would wait for."""
+        return self._line.is_mine or self._program.is_held
+
     def check_turn(self) -> None:
-        """Raise if this very thread has the line, below: nothing can be waited for then."""
-        if self._line.is_mine:
+        """Raise where nothing can be waited for, as `is_amid` says."""
+        if self.is_amid:
             raise PyhubError(
                 "the hub was asked for something in the middle of its own work: by a signal "
                 "handler that interrupted it, or a logging handler.\n"
@@ -320,9 +325,9 @@ class Connection:
             return
         self._is_closed = True
         self._ears.call()
-        # Not to be waited for by itself, or with the line that it needs: a push's
-        # receiver may close the hub, and a signal's handler.
-        if wait and threading.get_ident() != self._thread.ident and not self._line.is_mine:
+        # Not to be waited for by itself, or with what it needs: a push's receiver may
+        # close the hub, and a signal's handler.
+        if wait and threading.get_ident() != self._thread.ident and not self.is_amid:
             self._thread.join(self._config.timeout_s)
 
     def unreachable(self) -> BrokerUnreachable:

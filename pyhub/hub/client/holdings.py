@@ -114,6 +114,11 @@ class Holdings:
         self.calls.fail(error)
         self.watching.close(error)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this very thread is amid what the broker's messages change."""
+        return self.services.lock.is_mine
+
     def close(self) -> None:
         """End what waits for the broker, and what the broker waits for."""
         error = ChannelClosed("this hub was shut down.\n  Make a new MessageHub.")

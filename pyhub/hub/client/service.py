@@ -114,7 +114,8 @@ class Service:
             for _ in self._threads:
                 self._put(None)
         self._services.withdraw(self)
-        if wait:
+        # Not in a handler that interrupted what they need to end.
+        if wait and not self._services.is_amid:
             for thread in self._threads:
                 if thread is not threading.current_thread() and thread.ident is not None:
                     thread.join(self._services.timeout_s)
@@ -220,6 +221,11 @@ class Services:
         self.lock = Turn()
         self._pid = os.getpid()
         self.connection: Connection | None = None
+
+    @property
+    def is_amid(self) -> bool:
+        """Whether this very thread holds up, below, what its services' threads need."""
+        return self.connection is not None and self.connection.is_amid
 
     @property
     def timeout_s(self) -> float:

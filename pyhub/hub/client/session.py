@@ -100,6 +100,10 @@ class Program(Protocol):
     def end(self, error: PyhubError) -> None:
         """Hear why there is nothing to come any more."""
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this very thread has what `take` needs: if in a handler, it interrupted that."""
+
 
 class Session:
     """Says what is to be sent, and takes what was received.
