@@ -80,44 +80,34 @@ cdef int _ms_until(int64_t end) noexcept:
 cdef class Bell:
     """Counts its strokes: who has seen `n_strokes` can sleep until the next one."""
 
-    cdef uint32_t _n_strokes
-    cdef uint32_t _n_waiting
-
-    @property
-    def n_strokes(self):
-        """How often it was rung."""
-        return self._n_strokes
-
-    @property
-    def n_waiting(self):
-        """How many wait now; for tests."""
-        return self._n_waiting
+    cdef readonly uint32_t n_strokes  # how often it was rung
+    cdef readonly uint32_t n_waiting  # how many wait now; for tests
 
     cpdef void ring(self):
         """Wake all who wait."""
-        self._n_strokes += 1
-        if self._n_waiting:
-            phb_futex_wake(&self._n_strokes)
+        self.n_strokes += 1
+        if self.n_waiting:
+            phb_futex_wake(&self.n_strokes)
 
     cpdef bint wait(self, uint32_t seen, double timeout_s) except -1:
         """Sleep until it was rung after `seen`, at most so long; whether it was."""
         cdef int64_t end = _until(timeout_s)
         cdef int64_t left
         cdef bint is_quiet
-        self._n_waiting += 1
+        self.n_waiting += 1
         try:
-            while self._n_strokes == seen:
+            while self.n_strokes == seen:
                 left = end - phb_monotonic_ns()
                 if left <= 0:
                     return False
                 left = left if left < _LONGEST_NS else _LONGEST_NS
                 with nogil:
-                    is_quiet = phb_futex_wait(&self._n_strokes, seen, left)
+                    is_quiet = phb_futex_wait(&self.n_strokes, seen, left)
                 if not is_quiet:
                     PyErr_CheckSignals()
             return True
         finally:
-            self._n_waiting -= 1
+            self.n_waiting -= 1
 
 
 cdef class Wake:
@@ -164,9 +154,9 @@ cdef class Answer:
 
     cdef Bell _bell
     cdef Ears _ears
-    cdef bint _is_done
+    cdef readonly bint is_done  # whether it was given
+    cdef readonly object error  # that was given; None: a value was, or nothing yet
     cdef object _value
-    cdef object _error
     cdef list _callbacks
     cdef object __weakref__
 
@@ -174,16 +164,6 @@ cdef class Answer:
         self._bell = Bell()
         self._ears = ears
         self._callbacks = []
-
-    @property
-    def is_done(self):
-        """Whether it was given."""
-        return self._is_done
-
-    @property
-    def error(self):
-        """The error that was given; None: a value was, or nothing yet."""
-        return self._error
 
     def set(self, value):
         """Give a value; whether nothing was given before."""
@@ -194,11 +174,11 @@ cdef class Answer:
         return self._give(None, error)
 
     cdef bint _give(self, value, error) except -1:
-        if self._is_done:
+        if self.is_done:
             return False
         self._value = value
-        self._error = error
-        self._is_done = True
+        self.error = error
+        self.is_done = True
         self._bell.ring()
         if self._ears is not None:
             self._ears.nudge()
@@ -208,20 +188,25 @@ cdef class Answer:
 
     cpdef bint wait(self, double timeout_s) except -1:
         """Sleep until it is given, at most so long; whether it is."""
-        return self._is_done or self._bell.wait(0, timeout_s)
+        return self.is_done or self._bell.wait(0, timeout_s)
 
     def result(self):
         """Return the value that was given, or raise the error; None before."""
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         return self._value
 
     def on_done(self, callback):
         """Have `callback` called when it is given, by whoever gives it; or now, if it is."""
-        if not self._is_done:
+        if not self.is_done:
             self._callbacks.append(callback)
         else:
             callback()
+
+    def off_done(self, callback):
+        """Have it called no more, if it was not yet."""
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
 
     @property
     def is_called_for(self):
@@ -247,7 +232,7 @@ cdef class Turn:
     def __enter__(self):
         cdef unsigned long me = PyThread_get_thread_ident()
         while self._holder and self._holder != me:
-            self._bell.wait(self._bell._n_strokes, _LONGEST_S)
+            self._bell.wait(self._bell.n_strokes, _LONGEST_S)
         self._holder = me
         self._depth += 1
 
@@ -260,7 +245,7 @@ cdef class Turn:
     def wait(self, double timeout_s):
         """Sleep until it was given back, at most so long; returns at once if nobody has it."""
         if self._holder:
-            self._bell.wait(self._bell._n_strokes, timeout_s)
+            self._bell.wait(self._bell.n_strokes, timeout_s)
 
     def attempt(self):
         """Return a context that takes this lock if nobody has it, this thread neither.
@@ -302,7 +287,7 @@ cdef class Ears:
     cdef int _descriptor
     cdef unsigned long _listener  # who stands in
     cdef int _depth
-    cdef uint64_t _n_nudges
+    cdef readonly uint64_t n_nudges  # of who stands in: read it before you look
     cdef bint _is_closed
 
     def __cinit__(self):
@@ -325,7 +310,8 @@ cdef class Ears:
     def open(self, int descriptor):
         """Listen to `descriptor` from now on."""
         self._descriptor = descriptor
-        self._control(EPOLL_CTL_ADD)
+        if self._control(EPOLL_CTL_ADD):
+            raise OSError(errno, "epoll_ctl")
         self.nudge()  # to wait for this one
 
     def shut(self):
@@ -369,7 +355,7 @@ cdef class Ears:
 
     cpdef void nudge(self):
         """Have whoever stands in look again: there may be something it does not hear of."""
-        self._n_nudges += 1
+        self.n_nudges += 1
         if self._listener and self._listener != PyThread_get_thread_ident():
             self._nudge.wake()
 
@@ -377,17 +363,12 @@ cdef class Ears:
         """Return a context that says whether this thread stands in: if nobody else does."""
         return _StandIn.__new__(_StandIn, self)
 
-    @property
-    def n_nudges(self):
-        """How often who stands in was nudged: read it before you look."""
-        return self._n_nudges
-
     def wait(self, uint64_t seen, double timeout_s):
         """Sleep until something comes, or there was a nudge after `seen`; for who stands in.
 
         At most so long; may return early.
         """
-        if self._n_nudges != seen:
+        if self.n_nudges != seen:
             return
         cdef pollfd ways[2]
         cdef int ms = _ms_until(_until(timeout_s))
@@ -402,12 +383,13 @@ cdef class Ears:
         elif n_ready > 0 and ways[0].revents:
             self._nudge.quiet()
 
-    cdef void _control(self, int operation) noexcept:
+    cdef int _control(self, int operation) noexcept:
         cdef epoll_event event
-        if self._descriptor >= 0 and self._epoll >= 0:
-            event.events = 0 if self._listener else EPOLLIN
-            event.data.fd = self._descriptor
-            epoll_ctl(self._epoll, operation, self._descriptor, &event)
+        if self._descriptor < 0 or self._epoll < 0:
+            return 0
+        event.events = 0 if self._listener else EPOLLIN
+        event.data.fd = self._descriptor
+        return epoll_ctl(self._epoll, operation, self._descriptor, &event)
 
 
 cdef class _StandIn:

@@ -27,13 +27,10 @@ def cpus_awake() -> Iterator[bool]:
     ``/dev/cpu_dma_latency``, which root has, and others by a udev rule; without it
     nothing changes, and programs only take longer.
     """
-    try:
-        descriptor = os.open(_REQUESTS, os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:  # no such right, or no such kernel
-        yield False
-        return
-    try:
-        os.write(descriptor, _AT_ONCE)
-        yield True
-    finally:
-        os.close(descriptor)
+    with contextlib.ExitStack() as stack:
+        is_awake = False
+        with contextlib.suppress(OSError):  # no such right, or no such kernel
+            descriptor = os.open(_REQUESTS, os.O_WRONLY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            is_awake = os.write(descriptor, _AT_ONCE) == len(_AT_ONCE)
+        yield is_awake

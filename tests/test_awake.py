@@ -46,6 +46,23 @@ def test_without_the_right_nothing_changes(tmp_path: Path, monkeypatch: pytest.M
         assert not is_awake
 
 
+def test_an_error_of_the_users_is_not_laid_to_the_right_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(awake, "_REQUESTS", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="the user's own") as raised, cpus_awake():
+        raise ValueError("the user's own")
+    assert raised.value.__context__ is None
+
+
+def test_a_kernel_that_takes_no_request_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(awake, "_REQUESTS", "/dev/full")
+    before = open_files()
+    with cpus_awake() as is_awake:
+        assert not is_awake
+    assert open_files() == before
+
+
 def test_the_kernel_of_this_host_takes_the_request_or_it_is_said() -> None:
     may_write = os.access("/dev/cpu_dma_latency", os.W_OK)
     with cpus_awake() as is_awake:

@@ -64,10 +64,9 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run; SIGTERM and a terminal that closes are taken as Ctrl-C: all end cleanly."""
-        for stream in (sys.stdout, sys.stderr):
-            # A terminal without µ or an arrow shows a question mark, and not a traceback.
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")
+        # A terminal without µ or an arrow shows a question mark, and not a traceback.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
         logging.basicConfig(level=logging.WARNING, format="pyhub: %(message)s")
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         for number in numbers:

@@ -72,7 +72,7 @@ zmq_msg_gets = <const char *(*)(const zmq_msg *, const char *) noexcept>_functio
 
 
 cdef class RawSocket:
-    """A pyzmq socket, which is closed by this one's `close` only."""
+    """A pyzmq socket, which nobody else uses, nor closes before this is used no more."""
 
     cdef object _socket
     cdef void *_handle

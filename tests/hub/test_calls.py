@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -40,6 +41,7 @@ from pyhub.errors import (
 )
 from pyhub.hub import protocol
 from pyhub.hub.client.patience import left_until
+from pyhub.hub.client.session import Ask
 from pyhub.hub.runtime import RuntimeDirectory
 from tests.conftest import eventually, turns
 from tests.hub.conftest import Spawn, line, stopped
@@ -594,7 +596,7 @@ def test_a_cancelled_command_that_gives_a_result_all_the_same_has_one(
     @here.service(name)
     def expose(job: Job) -> str:
         begun.set()
-        return "stopped early" if job.wait(WATCHDOG_S) else "done"
+        return "stopped early" if job.wait(None) else "done"
 
     call = hub.start_call(name, "expose", timeout_s=WATCHDOG_S)
     assert begun.wait(WATCHDOG_S)
@@ -735,6 +737,56 @@ def test_when_the_hubs_own_thread_dies_all_who_wait_are_told_why(shared: BrokerC
     with pytest.raises(BrokerUnreachable, match="out of order: RuntimeError"):
         hub.channels()
     hub.close()
+
+
+@pytest.mark.parametrize("is_limit", [False, True])
+def test_a_failure_in_a_services_thread_ends_the_line_unless_it_is_that_threads_own(
+    hub: MessageHub, shared: BrokerConfig, name: str, is_limit: bool
+) -> None:
+    failures: list[Exception] = [
+        MemoryError("on purpose") if is_limit else ValueError("on purpose")
+    ]
+    with MessageHub(shared) as there:
+
+        @there.service(name)  # whose thread has the line now, as nobody else waits
+        def answer() -> int:
+            return 42
+
+        take = there._holdings._takers[protocol.Execute]
+
+        def fail_once(body: protocol.Execute) -> None:
+            if failures:
+                assert threading.current_thread().name == f"pyhub-{name}"
+                raise failures.pop()
+            take(body)
+
+        there._holdings._takers[protocol.Execute] = fail_once
+        if is_limit:
+            assert hub.call(name, "answer", timeout_s=WATCHDOG_S) == 42
+            assert there.channels() == []
+        else:
+            with pytest.raises(ServiceDied):
+                hub.call(name, "answer", timeout_s=WATCHDOG_S)
+            with pytest.raises(BrokerUnreachable, match="out of order: ValueError"):
+                there.channels()
+
+
+def test_an_answer_that_came_while_this_program_was_held_up_is_no_reason_for_a_new_line(
+    hub: MessageHub,
+) -> None:
+    interval = sys.getswitchinterval()
+    with hub.events("nothing") as feed:
+        sys.setswitchinterval(10)  # no other thread comes in between
+        try:
+            hub._connection.put(Ask(protocol.Ping(), lambda reply: None))
+            held_up_until = time.monotonic() + 1.3  # longer than answers are waited for
+            while time.monotonic() < held_up_until:
+                pass
+        finally:
+            sys.setswitchinterval(interval)
+        time.sleep(0.05)  # the hub's thread looks first
+        hub.channels()
+        assert feed.n_breaks == 0
 
 
 def test_what_cannot_be_sent_is_its_senders_error_and_the_hub_goes_on(hub: MessageHub) -> None:

@@ -39,6 +39,18 @@ def is_readable(feed: Feed[int]) -> bool:
     return bool(poller.poll(0))
 
 
+# --- Ends ---
+
+
+def test_what_comes_while_a_feed_is_closed_is_not_given() -> None:
+    feed = feed_of()
+    feed.close()
+    feed._items.append(1)  # by a thread that was in `put`
+    with pytest.raises(ChannelClosed):
+        feed.get(0)
+    assert feed.taken() == []
+
+
 # --- Waiting ---
 
 

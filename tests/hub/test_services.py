@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import datetime as dt
 import enum
+import functools
 import signal
 import textwrap
 import threading
@@ -350,6 +351,21 @@ def test_a_result_that_cannot_be_shared_is_an_error_of_the_command(
     for what, kind in (("set", "CodecError"), ("much", "CapacityError"), ("text", "CodecError")):
         with pytest.raises(CommandFailed, match=rf"give failed: {kind}"):
             hub.call(service.name, "give", what=what)
+
+
+def test_what_only_looks_like_a_function_is_called_by_position(
+    hub: MessageHub, service: Service
+) -> None:
+    def scaled(x: int, y: float = 1.5) -> float:
+        return x * y
+
+    @functools.wraps(scaled)
+    def wrapper(*arguments: Any) -> Any:
+        return scaled(*arguments)
+
+    service(wrapper)
+    for arguments, result in (({"x": 2}, 3.0), ({"x": 2, "y": 2}, 4.0), ({"x": 2, "y": 2.0}, 4.0)):
+        assert hub.call(service.name, "scaled", **arguments) == result
 
 
 def test_a_command_that_awaits_is_awaited(hub: MessageHub, service: Service) -> None:

@@ -143,7 +143,7 @@ class PendingCall:
         self._calls.give_up(self, error)
         return error
 
-    # --- In the connection's thread ---
+    # --- For whoever has the line ---
 
     def request(self, epoch: str) -> protocol.Call:
         """Make the message, for the broker of that epoch."""

@@ -50,7 +50,11 @@ class Command:
         self._hints = {
             each: hint for each, hint in hints.items() if hint is not Job and _is_known(hint)
         }
-        # Mostly, nothing has to be converted, and no default looked up.
+        # Mostly, nothing has to be converted, and no default looked up. But what only looks
+        # like another function may take by position what that one takes by name.
+        self._is_plain = inspect.unwrap(function) is function and not hasattr(
+            function, "__signature__"
+        )
         self._types = {
             name: hints.get(name)
             for name, each in self._signature.parameters.items()
@@ -90,8 +94,10 @@ class Command:
 
     def _fits(self, arguments: dict[str, Any]) -> bool:
         """Whether these are all its parameters, each of exactly the type that is asked for."""
-        return arguments.keys() == self._types.keys() and all(
-            type(value) is self._types[name] for name, value in arguments.items()
+        return (
+            self._is_plain
+            and arguments.keys() == self._types.keys()
+            and all(type(value) is self._types[name] for name, value in arguments.items())
         )
 
     def _taken(self, name: str, value: Any, hint: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A program's line to its broker: a thread that owns a socket, around a session."""
+"""A program's line to its broker: a socket around a session, and whose turn it is there."""
 
 from __future__ import annotations
 
@@ -112,7 +112,9 @@ class Connection:
         self._first_answer_s = _FIRST_ANSWER_S
         self._answer_by = 0.0  # until then, it is not given up
         self._is_mute = False  # whether it has brought nothing yet
-        self._is_torn = False  # whether another thread left the line in who knows what state
+        # Whether another thread left the line in who knows what state; or why for good.
+        self._is_torn = False
+        self._fault: Exception | None = None
         self._ended: Answer[None] = Answer()
         self._thread = threading.Thread(target=self._run, name="pyhub-hub", daemon=True)
         self._thread.start()
@@ -378,12 +380,15 @@ class Connection:
             return
         try:
             self._exchange()
-        except Exception:
-            # It may have come from far below: a stack that is full, say. The next line
-            # begins with everything that matters.
+        except (RecursionError, MemoryError):
+            # This thread's limits, and no fault of the line's: the next one begins with
+            # everything that matters.
             self._is_torn = True
             self._ears.call()
             _log.exception("a thread failed amid the line to the broker; it is made anew")
+        except Exception as error:  # ends it, in whichever thread it came up
+            self._fault = error
+            self._ears.call()
 
     def _look(self) -> None:
         """Receive, in the main thread: only look for what is waited for, and leave the rest.
@@ -412,9 +417,14 @@ class Connection:
         try:
             while not self._is_closed:
                 with self._line:
+                    if self._fault is not None:
+                        raise self._fault
                     if self._is_torn:
                         self._is_torn = False
                         self._disconnect()
+                    # First: an answer may have come while this thread had to wait.
+                    if self._socket is not None:
+                        self._socket.gather(self._received)
                     self._take_received()
                     now = time.monotonic()
                     if self._session.is_overdue(now) and now >= self._answer_by:
@@ -602,9 +612,12 @@ async def done_in_loop(answer: Answer[Any], timeout_s: float) -> bool:
             loop.call_soon_threadsafe(is_done.set)
 
     answer.on_done(tell)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):  # wait_for may lose a cancellation
-            await is_done.wait()
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):  # wait_for may lose a cancellation
+                await is_done.wait()
+    finally:
+        answer.off_done(tell)
     return answer.is_done
 
 

@@ -78,9 +78,11 @@ class LogHandler(logging.Handler):
         try:
             self._waiting.add(body.event)
             self._connection.put(Ask(body, lambda reply: self._taken(body.event, reply)))
-        except BaseException:  # a signal's handler raised
+        except BaseException as error:
             self._waiting.discard(body.event)
-            raise
+            if not isinstance(error, Exception):  # a signal's handler raised it
+                raise
+            self.handleError(record)
 
     def _taken(self, event: bytes, reply: ReplyBody) -> None:
         self._waiting.discard(event)

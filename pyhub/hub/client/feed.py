@@ -133,6 +133,8 @@ class Feed(Generic[T]):
             # Two threads may ask at once: they get the same one.
             self._readable = self.__dict__.setdefault("_first_readable", Wake())
             self._settle_descriptor()
+            if self.is_closed:  # meanwhile: nobody else would
+                self._readable.close()
         return self._readable.fd
 
     @property
@@ -205,7 +207,7 @@ class Feed(Generic[T]):
         self._check_fork()
         items = take(self._items, n_items)
         self._settle_descriptor()
-        return items
+        return [] if self._is_closed else items  # what came while it was closed
 
     def _converted(self, item: Any) -> T:
         return item if self._convert is None else self._convert(item)

@@ -8,6 +8,7 @@ from pyhub._handover import Bell
 from pyhub.errors import CallCancelled
 from pyhub.hub import protocol
 from pyhub.hub.client.connection import Connection
+from pyhub.hub.client.patience import deadline_after, left_until
 from pyhub.hub.client.session import Ask
 from pyhub.hub.client.values import pack
 
@@ -42,9 +43,9 @@ class Job:
         if self.is_cancelled:
             raise CallCancelled("nobody waits for this call any more.")
 
-    def wait(self, timeout_s: float) -> bool:
-        """Sleep for so long, or until the call is cancelled; whether it was."""
-        return self.is_cancelled or self._cancelled.wait(0, timeout_s)
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Sleep for so long (None: without end), or until the call is cancelled; whether it was."""
+        return self.is_cancelled or self._cancelled.wait(0, left_until(deadline_after(timeout_s)))
 
     def report(self, value: Any) -> None:
         """Tell the caller how far it is; any value that a flex zone may hold. Never waits."""

@@ -34,9 +34,13 @@ class _Watch(Feed[Any], abc.ABC, Generic[W]):
     subject = ""
 
     def __init__(
-        self, text: str, on_close: Callable[[], None], convert: Callable[[W], Any]
+        self,
+        text: str,
+        on_close: Callable[[], None],
+        convert: Callable[[W], Any],
+        check_turn: Callable[[], None] | None,
     ) -> None:
-        super().__init__(f"watching {self.subject} {text!r}", on_close, convert)
+        super().__init__(f"watching {self.subject} {text!r}", on_close, convert, check_turn)
         self.pattern = check_pattern(text)
         self._matches = pattern(text).match
         self._first: list[W] = []
@@ -97,8 +101,13 @@ class StateFeed(_Watch[StateEntry]):
 
     subject = "state"
 
-    def __init__(self, text: str, on_close: Callable[[], None]) -> None:
-        super().__init__(text, on_close, entries.StateEntry.of)
+    def __init__(
+        self,
+        text: str,
+        on_close: Callable[[], None],
+        check_turn: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(text, on_close, entries.StateEntry.of, check_turn)
         self._versions: dict[str, int] = {}  # of what was given, and is not deleted
 
     def _begin(self, items: list[StateEntry], version: int) -> None:
@@ -146,8 +155,13 @@ class EventFeed(_Watch[Event]):
 
     subject = "events"
 
-    def __init__(self, text: str, on_close: Callable[[], None]) -> None:
-        super().__init__(text, on_close, entries.Event.of)
+    def __init__(
+        self,
+        text: str,
+        on_close: Callable[[], None],
+        check_turn: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(text, on_close, entries.Event.of, check_turn)
         # Of each topic the last event that was given: of those, which are kept
         # cannot be told, and another broker may have them again.
         self._given: OrderedDict[str, tuple[int, int]] = OrderedDict()
@@ -190,12 +204,12 @@ class Watching:
     def state(self, text: str) -> StateFeed:
         """Begin to watch keys of the state."""
         number = next(self._numbers)
-        return self._open(number, StateFeed(text, lambda: self._close(number)))
+        return self._open(number, StateFeed(text, lambda: self._close(number), self._check_turn))
 
     def events(self, text: str) -> EventFeed:
         """Begin to listen to topics of events."""
         number = next(self._numbers)
-        return self._open(number, EventFeed(text, lambda: self._close(number)))
+        return self._open(number, EventFeed(text, lambda: self._close(number), self._check_turn))
 
     def introduction(self) -> list[Ask]:
         """Return what a broker has to be told of them."""
@@ -243,7 +257,6 @@ class Watching:
 
     def _open(self, number: int, feed: F) -> F:
         assert self.connection is not None
-        feed._check_turn = self.connection.check_turn
         try:  # a Ctrl-C may come at any point, and nobody else has the feed yet
             self._feeds[number] = feed
             watch = protocol.Watch(number, feed.subject, feed.pattern)
@@ -253,6 +266,10 @@ class Watching:
             feed.close()
             raise
         return feed
+
+    def _check_turn(self) -> None:
+        if self.connection is not None:
+            self.connection.check_turn()
 
     def _close(self, number: int) -> None:
         if self._feeds.pop(number, None) is not None and self.connection is not None:
