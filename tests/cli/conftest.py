@@ -271,11 +271,18 @@ def apart(
     tmp_path_factory: pytest.TempPathFactory, runtime: Path, shm: Path
 ) -> Iterator[CommandLine]:
     """A command line with shared memory and a runtime directory that no other process uses."""
+    with command_line_apart(tmp_path_factory.mktemp("cli"), runtime, shm) as line:
+        yield line
+
+
+@contextlib.contextmanager
+def command_line_apart(
+    folder: Path, runtime: Path, shm: Path, **environment: str
+) -> Iterator[CommandLine]:
+    """Give a command line of one's own; all that it started, its broker too, ends with it."""
     segments = tempfile.mkdtemp(prefix="pyhub-test-", dir=shm.parent)
     line = CommandLine(
-        tmp_path_factory.mktemp("cli"),
-        PYHUB_SHM_DIR=segments,
-        PYHUB_RUNTIME_DIR=str(runtime),
+        folder, PYHUB_SHM_DIR=segments, PYHUB_RUNTIME_DIR=str(runtime), **environment
     )
     yield line
     try:

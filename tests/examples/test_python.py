@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 
 import pyhub
-from tests.cli.conftest import CommandLine, Program, await_that, end_broker
+from tests.cli.conftest import CommandLine, Program, await_that, command_line_apart
 
 EXAMPLES = Path(__file__).parents[2] / "examples/python"
 
@@ -30,22 +28,12 @@ def lab(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[CommandLine]:
     """Where the programs run: a broker, and a shared memory, that nobody else uses."""
-    segments = tempfile.mkdtemp(prefix="pyhub-test-", dir=shm.parent)
     monkeypatch.setenv("PYHUB_RUNTIME_DIR", str(runtime))
-    line = CommandLine(
-        tmp_path_factory.mktemp("lab"),
-        PYHUB_SHM_DIR=segments,
-        PYHUB_RUNTIME_DIR=str(runtime),
-        PYTHONUNBUFFERED="1",
-    )
-    yield line
-    try:
+    folder = tmp_path_factory.mktemp("lab")
+    with command_line_apart(folder, runtime, shm, PYTHONUNBUFFERED="1") as line:
+        yield line
         for pid in line.running():
             os.kill(pid, signal.SIGTERM)
-        line.await_nobody()
-    finally:
-        end_broker(runtime)
-        shutil.rmtree(segments)
 
 
 @pytest.fixture
