@@ -192,7 +192,7 @@ class AnyOrder(RuleBasedStateMachine):
             and self.now < program.waiting[call].deadline
         )
 
-    def hear(self, program: Program, ask: RequestBody) -> Accepted | Refused | None:
+    def hear(self, program: Program, ask: RequestBody) -> Refused | None:
         """As the switchboard does."""
         match ask:
             case Call():

@@ -105,7 +105,8 @@ class Table:
     ) -> Accepted | Refused:
         service, command = fields.pop("service", "s"), fields.pop("command", "do")
         body = Call(call_id, service, command, b"\x80", timeout_s, **fields)
-        return self.services.call(peer, f"source of {peer!r}", body, now)
+        refusal = self.services.call(peer, f"source of {peer!r}", body, now)
+        return self.services.accepted(body.call) if refusal is None else refusal
 
     def done(self, peer: bytes, call_id: bytes, value: bytes = b"\x01") -> None:
         self.services.outcome(peer, Outcome(call_id, value))

@@ -184,7 +184,7 @@ class Services:
 
     # --- Calls ---
 
-    def call(self, peer: bytes, source: str, body: protocol.Call, now: float) -> Accepted | Refused:
+    def call(self, peer: bytes, source: str, body: protocol.Call, now: float) -> Refused | None:
         """Have a call done, once; or say again what came of it.
 
         With no time left, a call is not begun any more; who has it, is asked.
@@ -196,7 +196,7 @@ class Services:
                 return Refused("bad_message", f"that call is one of {what(known.request)}")
             self._add_caller(known, peer)
             known.deadline = max(known.deadline, now + body.timeout_s)
-            return self.accepted(body.call)
+            return None
         if self._n_calls.get(peer, 0) >= MAX_CALLS_PER_CALLER:
             return Refused("too_many", f"more than {MAX_CALLS_PER_CALLER} calls under way")
         holder = self._holder_of(body)
@@ -222,7 +222,7 @@ class Services:
             self._settle(call)
         else:
             self._enqueue(call)
-        return self.accepted(body.call)
+        return None
 
     def accepted(self, call_id: bytes) -> Accepted:
         """Return which worker has a call, as its caller is told."""
@@ -397,8 +397,12 @@ class Services:
 
     def _enqueue(self, call: _Call) -> None:
         call.worker, call.is_in_doubt = None, False
-        self._services[call.request.service].waiting.append(call.request.call)
-        self._dispatch(call.request.service)
+        service = self._services[call.request.service]
+        peer = _free_worker(service, call.request.command)
+        if peer is None:
+            service.waiting.append(call.request.call)
+        else:
+            self._execute(call.request.call, peer, may_be_done=False)
 
     def _dispatch(self, name: str) -> None:
         """Give waiting calls, first come, to the workers that are most free."""
@@ -406,16 +410,8 @@ class Services:
         if service is None or not service.waiting:
             return
         for call_id in list(service.waiting):
-            command = self._calls[call_id].request.command
-            free = [
-                (worker.capacity - len(worker.running), peer)
-                for peer, worker in service.workers.items()
-                if command in worker.commands
-            ]
-            # Of equals, the one that had nothing for longest: it stands first.
-            room, peer = max(free, key=lambda each: each[0], default=(0, b""))
-            if room > 0:
-                service.workers.move_to_end(peer)
+            peer = _free_worker(service, self._calls[call_id].request.command)
+            if peer is not None:
                 service.waiting.remove(call_id)
                 self._execute(call_id, peer, may_be_done=False)
             elif not any(w.capacity > len(w.running) for w in service.workers.values()):
@@ -578,6 +574,21 @@ class Services:
                 self._end(body.call, None, Failure("died", refusal.reason))
             else:
                 self._enqueue(call)
+
+
+def _free_worker(service: _Service, command: str) -> bytes | None:
+    """Return the worker that is to have the next call: the one that is most free, if any is.
+
+    Of equals, the one that had nothing for longest: it stands first, and last from now on.
+    """
+    most, found = 0, None
+    for peer, worker in service.workers.items():
+        room = worker.capacity - len(worker.running)
+        if room > most and command in worker.commands:
+            most, found = room, peer
+    if found is not None:
+        service.workers.move_to_end(found)
+    return found
 
 
 def _execution(call: _Call) -> protocol.Execute:

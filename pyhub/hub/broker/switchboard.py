@@ -366,17 +366,17 @@ class Switchboard:
         former = self._unanswered.get(key)
         if self._request_id:
             self._unanswered[key] = _Asked(self._request_id, self._now)
-        reply = self.services.call(peer, program.source, body, self._now)
-        if isinstance(reply, Refused):
+        refusal = self.services.call(peer, program.source, body, self._now)
+        if refusal is not None:
             self._unanswered.pop(key, None)
             if former is not None:
                 self._unanswered[key] = former
-            return reply
+            return refusal
         if not self._request_id:
-            return reply
+            return self.services.accepted(body.call)
         # Sent again, each has an answer of its own: what comes of it is the last one's.
         if former is not None and former.request_id != self._request_id:
-            self.replies.append((peer, former.request_id, reply))
+            self.replies.append((peer, former.request_id, self.services.accepted(body.call)))
         return None
 
     def _cancel(self, peer: bytes, program: Program, body: protocol.Cancel) -> ReplyBody:
