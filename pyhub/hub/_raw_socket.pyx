@@ -89,7 +89,7 @@ cdef class RawSocket:
         return self._handle
 
     cdef bint _is_interrupted(self) noexcept:
-        """Whether only a signal came: then it is tried again. In a fork's child it would for ever."""
+        """Whether only a signal came: try again. In a fork's child libzmq says so for ever."""
         return errno == EINTR and getpid() == self._pid
 
     @property
