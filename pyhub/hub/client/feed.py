@@ -128,13 +128,14 @@ class Feed(Generic[T]):
         """Return a descriptor that is readable while there is something to `get`."""
         self._check_fork()
         if self._is_closed:
-            raise ChannelClosed(f"{self._what}: this was closed.")
+            raise self._closed()
         if self._readable is None:
             # Two threads may ask at once: they get the same one.
             self._readable = self.__dict__.setdefault("_first_readable", Wake())
             self._settle_descriptor()
-            if self.is_closed:  # meanwhile: nobody else would
+            if self.is_closed:  # meanwhile: nobody else would close it
                 self._readable.close()
+                raise self._closed()
         return self._readable.fd
 
     @property
@@ -230,7 +231,10 @@ class Feed(Generic[T]):
         if self._error is not None:
             raise self._error
         if self._is_closed:
-            raise ChannelClosed(f"{self._what}: this was closed.")
+            raise self._closed()
+
+    def _closed(self) -> ChannelClosed:
+        return ChannelClosed(f"{self._what}: this was closed.")
 
     def _check_fork(self) -> None:
         if self._pid != os.getpid():
