@@ -436,11 +436,8 @@ def test_who_stands_in_hears_of_another_descriptor(ears: Ears, owner: Owner) -> 
     other.close()
 
 
-def test_ears_are_closed_while_somebody_stands_in(
-    run: Callable[..., threading.Thread],
-) -> None:
-    ears, wake = Ears(), Wake()
-    ears.open(wake.fd)
+def run_standing_in(run: Callable[..., threading.Thread], ears: Ears) -> threading.Thread:
+    """Have a thread stand in, and sleep; returned once it does so."""
     is_standing = threading.Event()
 
     def stand_in() -> None:
@@ -449,7 +446,16 @@ def test_ears_are_closed_while_somebody_stands_in(
             ears.wait(ears.n_nudges, math.inf)
 
     thread = run(stand_in)
-    is_standing.wait(WATCHDOG_S)
+    assert is_standing.wait(WATCHDOG_S)
+    return thread
+
+
+def test_ears_are_closed_while_somebody_stands_in(
+    run: Callable[..., threading.Thread],
+) -> None:
+    ears, wake = Ears(), Wake()
+    ears.open(wake.fd)
+    thread = run_standing_in(run, ears)
     ears.close()
     ears.close()
     wake.close()
@@ -485,15 +491,7 @@ def test_what_is_closed_while_somebody_stands_in_is_no_other_file_to_it(
     for _ in range(25):
         ears, wake = Ears(), Wake()
         ears.open(wake.fd)
-        is_standing = threading.Event()
-
-        def stand_in(ears: Ears = ears, is_standing: threading.Event = is_standing) -> None:
-            with ears.standing_in():
-                is_standing.set()
-                ears.wait(ears.n_nudges, math.inf)
-
-        thread = run(stand_in)
-        is_standing.wait(WATCHDOG_S)
+        thread = run_standing_in(run, ears)
         ears.close()
         pipes = [os.pipe() for _ in range(8)]  # with numbers that were free just now
         thread.join(WATCHDOG_S)
