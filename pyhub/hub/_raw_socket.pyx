@@ -27,8 +27,6 @@ cdef extern from "dlfcn.h" nogil:
         RTLD_NOLOAD
 
 cdef enum:  # as libzmq numbers them
-    ZMQ_EVENTS = 15
-    ZMQ_POLLIN = 1
     ZMQ_DONTWAIT = 1
     ZMQ_SNDMORE = 2
 
@@ -36,7 +34,6 @@ cdef enum:  # as libzmq numbers them
 ctypedef struct zmq_msg:
     void *words[8]
 
-cdef int (*zmq_getsockopt)(void *, int, void *, size_t *) noexcept
 cdef int (*zmq_send)(void *, const void *, size_t, int) noexcept
 cdef int (*zmq_msg_init)(zmq_msg *) noexcept
 cdef int (*zmq_msg_recv)(zmq_msg *, void *, int) noexcept
@@ -58,8 +55,6 @@ cdef void *_function(void *library, bytes name) except NULL:
 
 
 cdef void *_library = dlopen(_zmq.__file__.encode(), RTLD_NOW | RTLD_NOLOAD)
-zmq_getsockopt = <int (*)(void *, int, void *, size_t *) noexcept>_function(
-    _library, b"zmq_getsockopt")
 zmq_send = <int (*)(void *, const void *, size_t, int) noexcept>_function(_library, b"zmq_send")
 zmq_msg_init = <int (*)(zmq_msg *) noexcept>_function(_library, b"zmq_msg_init")
 zmq_msg_recv = <int (*)(zmq_msg *, void *, int) noexcept>_function(_library, b"zmq_msg_recv")
@@ -102,15 +97,6 @@ cdef class RawSocket:
         self._handle = NULL
         self._socket.close(linger_ms)
 
-    cpdef bint has_come(self) except -1:
-        """Whether a message is there; if not, the descriptor tells of the next one."""
-        cdef int events = 0
-        cdef size_t size = sizeof(events)
-        while zmq_getsockopt(self._open(), ZMQ_EVENTS, &events, &size):
-            if not self._is_interrupted():
-                raise zmq.ZMQError(errno)
-        return events & ZMQ_POLLIN != 0
-
     def send(self, bytes frame not None, bint more=False):
         """Send a frame; False if there is no room, or a ROUTER does not know whom it is for."""
         cdef const char *content = PyBytes_AS_STRING(frame)
@@ -126,7 +112,7 @@ cdef class RawSocket:
         """Take all messages, of one frame each, that are there, and append them to `received`."""
         cdef zmq_msg frame
         cdef bytes taken
-        while self.has_come() and self._receive(&frame):
+        while self._receive(&frame):
             try:
                 taken = _content(&frame)
             finally:

@@ -170,7 +170,7 @@ class AnyOrder(RuleBasedStateMachine):
         former = [FormerWorker(p, name, h) for (name, p), h in sorted(self.roster.rows.items())]
         self.services = Services(
             self.epoch,
-            self.push,
+            self.tell,
             self.here.__contains__,
             lambda peer, service: True,
             self.roster,
@@ -178,7 +178,11 @@ class AnyOrder(RuleBasedStateMachine):
             self.now,
         )
 
-    def push(self, peers: Sequence[bytes], body: PushBody) -> None:
+    def tell(
+        self, peers: Sequence[bytes], body: PushBody | Accepted, request_id: int = 0, /
+    ) -> None:
+        assert not isinstance(body, Accepted), "nothing here is an answer to a request"
+        assert not request_id
         if isinstance(body, Abort):
             assert not any(map(self.is_awaited_by(body.call), self.programs))
         for peer in peers:
@@ -196,7 +200,8 @@ class AnyOrder(RuleBasedStateMachine):
         """As the switchboard does."""
         match ask:
             case Call():
-                return self.services.call(program.peer, "somebody", ask, self.now)
+                reply = self.services.call(program.peer, "somebody", ask, self.now)
+                return reply if isinstance(reply, Refused) else None
             case Offer():
                 self.services.offer(program.peer, ask, program.hello)
             case Withdraw():

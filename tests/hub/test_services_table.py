@@ -69,13 +69,17 @@ class Table:
         former = [FormerWorker(p, name, h) for (name, p), h in sorted(self.rows.rows.items())]
         self.no_workers: set[tuple[bytes, str]] = set()  # who may not offer what
         self.services = Services(
-            epoch, self.push, self.here.__contains__, self.may_offer, self.rows, former, now
+            epoch, self.tell, self.here.__contains__, self.may_offer, self.rows, former, now
         )
 
     def may_offer(self, peer: bytes, service: str) -> bool:
         return (peer, service) not in self.no_workers
 
-    def push(self, peers: Sequence[bytes], body: PushBody) -> None:
+    def tell(
+        self, peers: Sequence[bytes], body: PushBody | Accepted, request_id: int = 0, /
+    ) -> None:
+        assert not isinstance(body, Accepted), "nothing here is an answer to a request"
+        assert not request_id
         self.pushed += [(peer, body) for peer in peers]
 
     def taken(self) -> list[tuple[bytes, PushBody]]:
@@ -105,8 +109,9 @@ class Table:
     ) -> Accepted | Refused:
         service, command = fields.pop("service", "s"), fields.pop("command", "do")
         body = Call(call_id, service, command, b"\x80", timeout_s, **fields)
-        refusal = self.services.call(peer, f"source of {peer!r}", body, now)
-        return self.services.accepted(body.call) if refusal is None else refusal
+        reply = self.services.call(peer, f"source of {peer!r}", body, now)
+        assert reply is not None
+        return reply
 
     def done(self, peer: bytes, call_id: bytes, value: bytes = b"\x01") -> None:
         self.services.outcome(peer, Outcome(call_id, value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -72,8 +72,13 @@ class Broker:
 
     def __init__(self, store: Store, epoch: str) -> None:
         registry = Registry(epoch, lambda name: f"ipc://{name}")
-        self.board = Switchboard(registry, store, lambda *refusal: None)
+        self.sent: list[tuple[Sequence[bytes], ReplyBody | PushBody]] = []
+        self.board = Switchboard(registry, store, self.send, lambda *refusal: None)
         self.heard: list[RequestBody] = []
+
+    def send(self, peers: Sequence[bytes], body: ReplyBody | PushBody, request_id: int) -> None:
+        assert not request_id, "a push: replies are what `answer` returns"
+        self.sent.append((peers, body))
 
     def answer(self, program: Program, now: float = 0.0, *, n_lost_pushes: int = 0) -> None:
         """Let both talk until they have no more to say."""
@@ -81,8 +86,8 @@ class Broker:
             for request in requests:
                 self.heard.append(request.body)
                 reply = self.reply(request.body, now)
-                outbox, self.board.outbox = self.board.outbox, []
-                for peers, body in outbox:
+                sent, self.sent = self.sent, []
+                for peers, body in sent:
                     if PEER in peers and n_lost_pushes:
                         n_lost_pushes -= 1
                     elif PEER in peers:
@@ -101,7 +106,7 @@ class Broker:
             self.board.answer(OTHER, CLIENT, hello, 0.0)
         publish = protocol.Publish(os.urandom(8), topic, b"\x01", "info", 0)
         self.board.answer(OTHER, CLIENT, publish, 0.0)
-        self.board.outbox.clear()
+        self.sent.clear()
 
 
 @pytest.fixture

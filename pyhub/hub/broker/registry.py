@@ -54,13 +54,17 @@ class Program:
     readers: dict[int, tuple[str, str]] = field(default_factory=dict)
     n_pushed: int = 0
     n_dropped: int = 0  # of those, how many found no room
+    source: str = field(init=False)  # what others are told of who did something
 
-    @property
-    def source(self) -> str:
-        """What others are told of who did something."""
+    def __post_init__(self) -> None:
+        self.let_in(self.client)
+
+    def let_in(self, client: Client) -> None:
+        """Have it be that client's from now on."""
+        self.client = client
         # The client's name is its key's; all else is what the program says of itself.
         where = f"{self.hello.pid}@{self.hello.host[:80]}"
-        return f"{self.hello.name[:80]} ({self.client.name[:64]}, {where})".lstrip()
+        self.source = f"{self.hello.name[:80]} ({client.name[:64]}, {where})".lstrip()
 
 
 class Registry:

@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,12 +112,13 @@ class Broker:
         own = load_or_create_keys(self._runtime.key_path("client")).public
         self._allowed = AllowList(own, None if self._site is None else self._site.path)
         self._audit = audit
-        self._board = Switchboard(self._registry, store, self._note_refusal)
         _allow_many_descriptors()
         with context.socket(zmq.REP) as doorman, context.socket(zmq.ROUTER) as router:
             doorman.linger = 0
             doorman.bind(zap.ZAP_ENDPOINT)
             secure(router, keys.secret)
+            self._router = RawSocket(router)
+            self._board = Switchboard(self._registry, store, self._send, self._note_refusal)
             router.bind(self._runtime.broker_endpoint)
             for endpoint in () if self._site is None else self._site.listen:
                 router.ipv6 = "[" in endpoint
@@ -127,7 +129,9 @@ class Broker:
                 _log.info("broker listens on %s, public key %s", bound, keys.public)
             self._announce(keys.public)
             try:
-                self._loop(doorman, router)
+                self._loop(doorman, int(router.fileno()))
+                if self._board.is_ended:
+                    router.linger = 200  # ms: who told it to end is to hear that it does
             finally:
                 self._take_leave()
 
@@ -157,10 +161,9 @@ class Broker:
             # Programs see by its lease that the broker which it tells of is gone.
             _log.warning("broker.json is left behind: %s", error)
 
-    def _loop(self, doorman: Router, socket: Router) -> None:
+    def _loop(self, doorman: Router, line: int) -> None:
         # Their descriptors tell of changes only: who was woken asks until there is no more.
-        changes, door, line = select.poll(), int(doorman.fileno()), int(socket.fileno())
-        router = RawSocket(socket)
+        changes, door = select.poll(), int(doorman.fileno())
         changes.register(door, select.POLLIN)
         changes.register(line, select.POLLIN)
         # To send may make one quiet, too, though something has come.
@@ -175,18 +178,15 @@ class Broker:
             if is_knocking := (is_knocking or door in woken) and bool(doorman.poll(0)):
                 request = doorman.recv_multipart()
                 doorman.send_multipart(zap.decide(request, self._allowed, self._note_stranger))
-            must_look = self._take_turn(router) or is_knocking
+            must_look = self._take_turn() or is_knocking
             if is_busy and self._now >= next_look:
                 next_look, must_look = self._now + _SHORT_TICK_S, True
-                self._board.acknowledge()
+                self._board.services.acknowledge(self._now)
                 at_work = self._board.services.workers_at_work()
                 self._forget_sockets(self._board.bury(self._is_alive, at_work))
-                self._send_pushes(router)
             if self._now >= next_tick:
                 next_tick, must_look = self._now + _TICK_S, True
-                self._tick(router)
-        if self._board.is_ended:
-            socket.linger = 200  # ms: who told it to end is to hear that it does
+                self._tick()
 
     def _go_on(self) -> None:
         """Let time pass, but not more than a wait may take.
@@ -197,29 +197,25 @@ class Broker:
         looked_at, self._looked_at = self._looked_at, time.monotonic()
         self._now += min(self._looked_at - looked_at, 2 * _TICK_S)
 
-    def _tick(self, router: RawSocket) -> None:
+    def _tick(self) -> None:
         if self._allowed.refresh():
             self._board.let_in(self._allowed.client_of)
         self._forget_sockets(self._board.tick(self._now, self._is_alive))
-        self._send_pushes(router)
         self._look_for_a_crowd()
         self._look_after_file()
 
     # --- Messages ---
 
-    def _take_turn(self, router: RawSocket) -> bool:
+    def _take_turn(self) -> bool:
         """Answer what has come; whether there may be more."""
         for _ in range(_MAX_TURN):
-            if not router.has_come():
+            message = self._router.receive_from()
+            if message is None:
                 return False
-            message = router.receive_from()
-            if message is not None:
-                self._answer(router, *message)
+            self._answer(*message)
         return True
 
-    def _answer(
-        self, router: RawSocket, peer: bytes, key: bytes, frame: bytes, n_more: int
-    ) -> None:
+    def _answer(self, peer: bytes, key: bytes, frame: bytes, n_more: int) -> None:
         request_id: int | None = None
         body: protocol.ReplyBody | None
         # The doorman said whose key it is; libzmq writes it on each message.
@@ -238,23 +234,26 @@ class Broker:
         except ValueError as error:
             request_id = protocol.id_of(frame)
             body = self._board.refuse("bad_message", who, str(error)[:200])
-        self._send_pushes(router)
         if body is not None and request_id != 0:  # one without any id is answered too
-            _send(router, peer, _bounded(protocol.Reply(request_id or 0, body)))
+            self._send([peer], body, request_id or 0)
         if self._board.is_ended:
             self.stop()
 
-    def _send_pushes(self, router: RawSocket) -> None:
-        """Send what the switchboard has for programs; who does not read loses it, counted."""
-        outbox, self._board.outbox = self._board.outbox, []
-        for peers, body in outbox:
-            frame = protocol.encode(protocol.Reply(0, body))
-            for peer in peers:
-                if not _send(router, peer, frame):
-                    self._board.note_dropped(peer)
-        replies, self._board.replies = self._board.replies, []
-        for peer, request_id, reply in replies:
-            _send(router, peer, _bounded(protocol.Reply(request_id, reply)))
+    def _send(
+        self,
+        peers: Sequence[bytes],
+        body: protocol.ReplyBody | protocol.PushBody,
+        request_id: int,
+    ) -> None:
+        """Send; who does not read, or has just gone, loses it.
+
+        Of an answer, it asks again; what was pushed is counted.
+        """
+        frame = _bounded(protocol.Reply(request_id, body))
+        for peer in peers:
+            is_sent = self._router.send(peer, more=True) and self._router.send(frame)
+            if not is_sent and not request_id:
+                self._board.note_dropped(peer)
 
     # --- Who is there ---
 
@@ -315,11 +314,6 @@ class Broker:
                 n_open,
                 limit,
             )
-
-
-def _send(router: RawSocket, peer: bytes, frame: bytes) -> bool:
-    """Send; False: it does not read, or has just gone. Of a reply, it asks again then."""
-    return router.send(peer, more=True) and router.send(frame)
 
 
 def secure(router: zmq.Socket[bytes], secret_key: str) -> None:

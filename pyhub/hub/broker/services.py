@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from pyhub.hub import protocol
 from pyhub.hub.broker.comebacks import Comebacks, FormerWorker, Roster, worker_id
@@ -19,7 +20,7 @@ from pyhub.hub.broker.holders import Holders
 from pyhub.hub.protocol import Accepted, CommandInfo, Done, Failure, Refused
 from pyhub.names import check_name
 
-__all__ = ["Services"]
+__all__ = ["Services", "Tell"]
 
 MAX_SERVICES_PER_PROGRAM = 256
 MAX_WAITING = 1000  # calls of one service that no worker has begun
@@ -27,6 +28,17 @@ MAX_CALLS_PER_CALLER = 1000
 _MAX_ENDED = 10_000
 # A command that ends whoever does it is not given to all workers in turn.
 MAX_WORKERS_OF_A_CALL = 3
+# A call that takes longer is first accepted, and answered when it is done.
+_SHORT_S = 0.02
+
+
+class Tell(Protocol):
+    """Sends a message to those of `peers` that are here: at once, before what is done next."""
+
+    def __call__(
+        self, peers: Sequence[bytes], body: protocol.PushBody | Accepted, request_id: int = 0, /
+    ) -> None:
+        """As the answer to a request of theirs; 0: as a push."""
 
 
 @dataclass(slots=True)
@@ -53,10 +65,18 @@ class _Service:
         }
 
 
+class _Asked(NamedTuple):
+    """A request of a caller's that has no answer yet."""
+
+    request_id: int
+    since: float
+
+
 @dataclass(slots=True)
 class _Call:
     request: protocol.Call
-    callers: set[bytes]
+    # What comes of it is told to each: as the answer to what it asked, or as a push.
+    callers: dict[bytes, _Asked | None]
     source: str
     deadline: float
     worker: bytes | None = None  # who has it
@@ -76,7 +96,7 @@ class Services:
     ----------
     epoch
         This broker's.
-    push
+    tell
         Sends a message to programs.
     is_here
         Whether a program is connected.
@@ -93,7 +113,7 @@ class Services:
     def __init__(
         self,
         epoch: str,
-        push: Callable[[Sequence[bytes], protocol.PushBody], None],
+        tell: Tell,
         is_here: Callable[[bytes], bool],
         may_offer: Callable[[bytes, str], bool],
         roster: Roster,
@@ -101,7 +121,7 @@ class Services:
         now: float = 0.0,
     ) -> None:
         self._epoch = epoch
-        self._push = push
+        self._tell = tell
         self._is_here = is_here
         self._may_offer = may_offer
         self._comebacks = Comebacks(roster, is_here, former, now)
@@ -180,23 +200,40 @@ class Services:
             if claimed is None or not claimed.is_in_doubt:
                 continue
             if self._may_offer(peer, claimed.request.service):
-                self._execute(call_id, peer)
+                self._execute(claimed, peer)
 
     # --- Calls ---
 
-    def call(self, peer: bytes, source: str, body: protocol.Call, now: float) -> Refused | None:
+    def call(
+        self, peer: bytes, source: str, body: protocol.Call, now: float, request_id: int = 0
+    ) -> Refused | Accepted | None:
         """Have a call done, once; or say again what came of it.
 
         With no time left, a call is not begun any more; who has it, is asked.
+
+        Returns
+        -------
+        Refused or Accepted or None
+            None: what comes of it answers this very request, if that comes soon.
         """
         self._now = now
-        known = self._calls.get(body.call)
-        if known is not None:
-            if what(known.request) != what(body):
-                return Refused("bad_message", f"that call is one of {what(known.request)}")
-            self._add_caller(known, peer)
-            known.deadline = max(known.deadline, now + body.timeout_s)
-            return None
+        asked = _Asked(request_id, now) if request_id else None
+        call = self._calls.get(body.call)
+        if call is not None:
+            if what(call.request) != what(body):
+                return Refused("bad_message", f"that call is one of {what(call.request)}")
+            call.deadline = max(call.deadline, now + body.timeout_s)
+            self._add_caller(call, peer, asked)
+        else:
+            refusal = self._begin(peer, source, body, asked)
+            if refusal is not None:
+                return refusal
+        return None if asked is not None else self._accepted(body.call)
+
+    def _begin(
+        self, peer: bytes, source: str, body: protocol.Call, asked: _Asked | None
+    ) -> Refused | None:
+        """Take in a call that is not under way here."""
         if self._n_calls.get(peer, 0) >= MAX_CALLS_PER_CALLER:
             return Refused("too_many", f"more than {MAX_CALLS_PER_CALLER} calls under way")
         holder = self._holder_of(body)
@@ -207,11 +244,11 @@ class Services:
             refusal = self._refusal(body)
             if refusal is not None:
                 return refusal
-        call = self._calls[body.call] = _Call(body, set(), source, now + body.timeout_s)
-        self._add_caller(call, peer)
+        call = self._calls[body.call] = _Call(body, {}, source, self._now + body.timeout_s)
+        self._add_caller(call, peer, asked)
         call.is_in_doubt = holder is None and may_have_begun
         if holder is not None and self._is_here(holder):
-            self._execute(body.call, holder)
+            self._execute(call, holder)
         elif holder is not None:
             self._lose_worker(call)
         elif body.timeout_s <= 0:
@@ -224,8 +261,20 @@ class Services:
             self._enqueue(call)
         return None
 
-    def accepted(self, call_id: bytes) -> Accepted:
-        """Return which worker has a call, as its caller is told."""
+    def acknowledge(self, now: float) -> None:
+        """Answer who asked for calls that have been under way for a while: they are accepted."""
+        for call in self._calls.values():
+            for peer, asked in call.callers.items():
+                if asked is not None and now - asked.since >= _SHORT_S:
+                    self._accept(call, peer)
+
+    def _accept(self, call: _Call, peer: bytes) -> None:
+        """Answer what a caller asked, if it has no answer yet; the outcome is then pushed."""
+        asked, call.callers[peer] = call.callers[peer], None
+        if asked is not None:
+            self._tell([peer], self._accepted(call.request.call), asked.request_id)
+
+    def _accepted(self, call_id: bytes) -> Accepted:
         call = self._calls.get(call_id)
         if call is None or call.worker is None:
             return Accepted("")
@@ -236,13 +285,16 @@ class Services:
         call = self._calls.get(call_id)
         if call is None or peer not in call.callers:
             return
-        if call.callers != {peer} or (call.silent and call.worker is not None):
+        if len(call.callers) > 1 or (call.silent and call.worker is not None):
+            # Somebody else still waits for it: this one is not told how it ends.
+            self._accept(call, peer)
             self._drop_caller(call, peer)
         elif call.worker is None:
             is_sure = not call.is_in_doubt and not call.n_lost
             begun = "it had not begun" if is_sure else "whether it had begun cannot be told"
             self._end(call_id, None, Failure("cancelled", begun))
         else:
+            self._accept(call, peer)
             self._abort(call)
 
     def outcome(self, peer: bytes, body: protocol.Outcome) -> None:
@@ -255,7 +307,7 @@ class Services:
         """Hear from a worker how far a call is."""
         call = self._calls.get(body.call)
         if call is not None and call.worker == peer:
-            self._push(sorted(call.callers), protocol.Progressed(body.call, body.value))
+            self._tell(list(call.callers), protocol.Progressed(body.call, body.value))
 
     # --- Time and death ---
 
@@ -280,6 +332,8 @@ class Services:
             self._comebacks.expect(peer, name, hello, self._now)
             self._services[name].note_commands()
         for call in self._calls.values():
+            if peer in call.callers:
+                call.callers[peer] = None  # who it was, forgot what it asked
             if call.worker == peer:
                 call.may_be_done = True
                 self._comebacks.expect(peer, call.request.service, hello, self._now)
@@ -402,7 +456,7 @@ class Services:
         if peer is None:
             service.waiting.append(call.request.call)
         else:
-            self._execute(call.request.call, peer, may_be_done=False)
+            self._execute(call, peer, may_be_done=False)
 
     def _dispatch(self, name: str) -> None:
         """Give waiting calls, first come, to the workers that are most free."""
@@ -410,28 +464,30 @@ class Services:
         if service is None or not service.waiting:
             return
         for call_id in list(service.waiting):
-            peer = _free_worker(service, self._calls[call_id].request.command)
+            call = self._calls[call_id]
+            peer = _free_worker(service, call.request.command)
             if peer is not None:
                 service.waiting.remove(call_id)
-                self._execute(call_id, peer, may_be_done=False)
+                self._execute(call, peer, may_be_done=False)
             elif not any(w.capacity > len(w.running) for w in service.workers.values()):
                 return
 
-    def _execute(self, call_id: bytes, peer: bytes, may_be_done: bool = True) -> None:
-        call = self._calls[call_id]
+    def _execute(self, call: _Call, peer: bytes, may_be_done: bool = True) -> None:
+        """Give a call to its worker."""
+        body = call.request
+        self._tell([peer], _execution(call))
         call.worker, call.is_in_doubt, call.may_be_done = peer, False, may_be_done
-        call.is_idempotent = call.is_idempotent or self._is_idempotent(call.request)
+        call.is_idempotent = call.is_idempotent or self._is_idempotent(body)
         self._comebacks.works(peer)
-        service = self._services.get(call.request.service)
+        service = self._services.get(body.service)
         if service is not None and peer in service.workers:
-            service.workers[peer].running.add(call_id)
-        self._push([peer], _execution(call))
+            service.workers[peer].running.add(body.call)
 
     def _abort(self, call: _Call) -> None:
         """Tell a call's worker, once, that nobody waits any more."""
         if call.worker is not None and not call.is_aborted:
             call.is_aborted = True
-            self._push([call.worker], protocol.Abort(call.request.call))
+            self._tell([call.worker], protocol.Abort(call.request.call))
 
     def _lose_worker(self, call: _Call) -> None:
         """Decide about a call whose worker is gone."""
@@ -456,9 +512,11 @@ class Services:
 
     def _end(self, call_id: bytes, value: bytes | None, failure: Failure | None) -> None:
         call = self._calls.pop(call_id)
+        finished = protocol.Finished(call_id, value, failure)
+        for caller, asked in call.callers.items():
+            self._tell([caller], finished, 0 if asked is None else asked.request_id)
         for caller in list(call.callers):
-            self._drop_caller(call, caller, is_ended=True)
-        self._push(sorted(call.callers), protocol.Finished(call_id, value, failure))
+            self._drop_caller(call, caller)
         service = self._services.get(call.request.service)
         if call.worker is None:
             if service is not None and call_id in service.waiting:
@@ -473,15 +531,18 @@ class Services:
             service.workers[call.worker].running.discard(call_id)
             self._dispatch(call.request.service)
 
-    def _add_caller(self, call: _Call, peer: bytes) -> None:
+    def _add_caller(self, call: _Call, peer: bytes, asked: _Asked | None) -> None:
         call.silent.discard(peer)
+        former = call.callers.get(peer)
         if peer not in call.callers:
-            call.callers.add(peer)
             self._n_calls[peer] = self._n_calls.get(peer, 0) + 1
+        elif asked is not None and former is not None and former.request_id != asked.request_id:
+            # Asked again, each has an answer of its own: what comes of it is the last one's.
+            self._accept(call, peer)
+        call.callers[peer] = asked or former
 
-    def _drop_caller(self, call: _Call, peer: bytes, is_ended: bool = False) -> None:
-        if not is_ended:  # else they are still to be told
-            call.callers.discard(peer)
+    def _drop_caller(self, call: _Call, peer: bytes) -> None:
+        del call.callers[peer]
         self._n_calls[peer] -= 1
         if not self._n_calls[peer]:
             del self._n_calls[peer]
@@ -502,9 +563,9 @@ class Services:
         self._unsure.discard(peer)
         for call_id, call in self._calls.items():
             if call.worker == peer and (call.may_be_done or call_id not in held):
-                self._push([peer], _execution(call))
+                self._tell([peer], _execution(call))
             if call.worker == peer and call.is_aborted:
-                self._push([peer], protocol.Abort(call_id))
+                self._tell([peer], protocol.Abort(call_id))
 
     def _find_worker(self, body: protocol.Call) -> bytes | None:
         service = self._services.get(body.service)
@@ -560,7 +621,7 @@ class Services:
         elif body.worker:
             holder = self._find_worker(body)
             if holder is not None:
-                self._execute(body.call, holder)
+                self._execute(call, holder)
             elif not self._comebacks.is_expected(body.service, body.worker):
                 self._lose_worker(call)
         elif not self._comebacks.is_expected(body.service):

@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -19,7 +19,7 @@ from pyhub.hub.broker.state import StateTable
 from pyhub.hub.broker.store import Store
 from pyhub.hub.broker.topics import Topics
 from pyhub.hub.broker.watches import Watches
-from pyhub.hub.protocol import Done, PushBody, Refused, ReplyBody, RequestBody
+from pyhub.hub.protocol import Accepted, Done, PushBody, Refused, ReplyBody, RequestBody
 from pyhub.names import check_name, check_topic, has_wildcards
 
 __all__ = ["Gone", "Switchboard"]
@@ -43,19 +43,10 @@ _RIGHTS: dict[type[Any], tuple[Verb, Callable[[Any], str]]] = {
     protocol.Shutdown: ("administer", lambda body: "shutdown"),
 }
 
-# A call that takes longer is first accepted, and answered when it is done.
-_SHORT_S = 0.02
-
-Outbox: TypeAlias = list[tuple[Sequence[bytes], PushBody]]
+# Sends a message to programs: in answer to that request of theirs, or, with 0, as a push.
+Send: TypeAlias = Callable[[Sequence[bytes], ReplyBody | PushBody, int], None]
 # Channels that are gone: their names, and whose they were.
 Gone: TypeAlias = list[tuple[str, Program]]
-
-
-class _Asked(NamedTuple):
-    """A call whose caller has no answer yet."""
-
-    request_id: int
-    since: float
 
 
 class Switchboard:
@@ -67,6 +58,9 @@ class Switchboard:
         Its programs and their channels.
     store
         Where state, kept events and workers are written down.
+    send
+        Sends what is more than the answer to who is just asking. At once: what
+        it was for is done when it returns, or cannot fail any more.
     on_refusal
         Told of each refusal: its code, who, and why.
     now
@@ -77,18 +71,16 @@ class Switchboard:
         self,
         registry: Registry,
         store: Store,
+        send: Send,
         on_refusal: Callable[[str, str, str], None],
         now: float = 0.0,
     ) -> None:
         self.registry = registry
-        self.outbox: Outbox = []
-        # Those that `answer` owed: to whom, to which request, what.
-        self.replies: list[tuple[bytes, int, ReplyBody]] = []
-        self._unanswered: dict[tuple[bytes, bytes], _Asked] = {}  # by peer and call
         self._request_id = 0  # of what is being answered
         self.is_ended = False
         self.counters: Counter[str] = Counter()
         self._store = store
+        self._send = send
         self._on_refusal = on_refusal
         self._now = now
         self._watches = Watches(self._may_read)
@@ -137,8 +129,8 @@ class Switchboard:
     ) -> ReplyBody | None:
         """Return the reply to what `peer`, which holds `client`'s key, sent at `now` (s).
 
-        With a `request_id`, a call's reply may come later, as one of `replies`
-        (None is returned): what came of a short one is its only answer.
+        With a `request_id`, a call's reply may be sent later (None is returned):
+        what came of a short one is its only answer.
         """
         self._now, self._request_id = now, request_id
         program = self.registry.programs.get(peer)
@@ -152,9 +144,11 @@ class Switchboard:
             if program is None:
                 return Refused("no_hello", "say hello first; the broker may have been restarted")
             program.last_heard = now
-            reply = self._denial(client, body)
-            if reply is None:
+            needed = _RIGHTS.get(type(body))
+            if needed is None or client.may(needed[0], name := needed[1](body)):
                 reply = self._handlers[type(body)](peer, program, body)
+            else:
+                reply = _not_allowed(client, needed[0], name)
         except InvalidName as error:
             reply = Refused("bad_message", str(error)[:200])
         except OSError as error:  # the store could not write it down, so it was not done
@@ -163,13 +157,6 @@ class Switchboard:
         if isinstance(reply, Refused) and reply.code != "pending":
             return self.refuse(reply.code, client.name, reply.reason)
         return reply
-
-    def acknowledge(self) -> None:
-        """Answer calls that have been under way for a while: they are accepted."""
-        for (peer, call_id), asked in list(self._unanswered.items()):
-            if self._now - asked.since >= _SHORT_S:
-                del self._unanswered[peer, call_id]
-                self.replies.append((peer, asked.request_id, self.services.accepted(call_id)))
 
     def refuse(self, code: str, who: str, reason: str) -> Refused:
         """Return a refusal that was counted and written down."""
@@ -212,7 +199,7 @@ class Switchboard:
             if client is None:
                 self.forget(peer, "lost its right to be here")
             else:
-                program.client = client
+                program.let_in(client)
                 self._take_back(peer, program)
         self._watches.clear_cache()
 
@@ -237,22 +224,12 @@ class Switchboard:
         program = self.registry.programs.get(peer)
         names = self.registry.forget(peer)
         self._watches.forget(peer)
-        for key in [key for key in self._unanswered if key[0] == peer]:
-            del self._unanswered[key]
         for name in names:
             self._tell("channel", name, what="gone", why=f"its program {why}")
         if program is None:
             return []
         self._tell("program", str(program.number), what="gone", who=program.source, why=why)
         return [(name, program) for name in names]
-
-    def _denial(self, client: Client, body: RequestBody) -> Refused | None:
-        needed = _RIGHTS.get(type(body))
-        if needed is None:
-            return None
-        verb, name_of = needed
-        name = name_of(body)
-        return None if client.may(verb, name) else _not_allowed(client, verb, name)
 
     # --- Programs ---
 
@@ -362,29 +339,10 @@ class Switchboard:
         return protocol.Services(*page_of(known, _PAGE))
 
     def _call(self, peer: bytes, program: Program, body: protocol.Call) -> ReplyBody | None:
-        key = peer, body.call
-        former = self._unanswered.get(key)
-        if self._request_id:
-            self._unanswered[key] = _Asked(self._request_id, self._now)
-        refusal = self.services.call(peer, program.source, body, self._now)
-        if refusal is not None:
-            self._unanswered.pop(key, None)
-            if former is not None:
-                self._unanswered[key] = former
-            return refusal
-        if not self._request_id:
-            return self.services.accepted(body.call)
-        # Sent again, each has an answer of its own: what comes of it is the last one's.
-        if former is not None and former.request_id != self._request_id:
-            self.replies.append((peer, former.request_id, self.services.accepted(body.call)))
-        return None
+        return self.services.call(peer, program.source, body, self._now, self._request_id)
 
     def _cancel(self, peer: bytes, program: Program, body: protocol.Cancel) -> ReplyBody:
         self.services.cancel(peer, body.call)
-        # Where somebody else still waits for it, this one is not told how it ends.
-        if asked := self._unanswered.pop((peer, body.call), None):
-            accepted = self.services.accepted(body.call)
-            self.replies.append((peer, asked.request_id, accepted))
         return Done()
 
     def _outcome(self, peer: bytes, program: Program, body: protocol.Outcome) -> ReplyBody:
@@ -443,18 +401,16 @@ class Switchboard:
             "broker",
         )
 
-    def _push(self, peers: Sequence[bytes], body: PushBody) -> None:
+    def _push(
+        self, peers: Sequence[bytes], body: PushBody | Accepted, request_id: int = 0, /
+    ) -> None:
         programs = self.registry.programs
         here = [peer for peer in peers if peer in programs]
-        if isinstance(body, protocol.Finished):
-            for peer in list(here):
-                if asked := self._unanswered.pop((peer, body.call), None):
-                    self.replies.append((peer, asked.request_id, body))
-                    here.remove(peer)
-        for peer in here:
-            programs[peer].n_pushed += 1
+        if not request_id:
+            for peer in here:
+                programs[peer].n_pushed += 1
         if here:
-            self.outbox.append((here, body))
+            self._send(here, body, request_id)
 
     def _may_offer(self, peer: bytes, service: str) -> bool:
         program = self.registry.programs.get(peer)
