@@ -1,4 +1,4 @@
-# cython: language_level=3, embedsignature=False
+# cython: language_level=3, embedsignature=False, binding=False
 """What threads of one program hand to each other.
 
 Each method that does not sleep or call somebody is one step: no other thread
@@ -13,7 +13,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as close_descriptor
-from posix.unistd cimport read, write
+from posix.unistd cimport getpid, pid_t, read, write
 
 from pyhub._abi cimport phb_futex_wait, phb_futex_wake, phb_monotonic_ns
 
@@ -233,19 +233,20 @@ cdef class Turn:
         cdef unsigned long me = PyThread_get_thread_ident()
         while self._holder and self._holder != me:
             self._bell.wait(self._bell.n_strokes, _LONGEST_S)
-        self._holder = me
-        self._depth += 1
+        self._take(me)
 
     def __exit__(self, *_):
+        self._give()
+
+    cdef void _take(self, unsigned long thread) noexcept:
+        self._holder = thread
+        self._depth += 1
+
+    cdef void _give(self):
         self._depth -= 1
         if self._depth == 0:
             self._holder = 0
             self._bell.ring()
-
-    def wait(self, double timeout_s):
-        """Sleep until it was given back, at most so long; returns at once if nobody has it."""
-        if self._holder:
-            self._bell.wait(self._bell.n_strokes, timeout_s)
 
     def attempt(self):
         """Return a context that takes this lock if nobody has it, this thread neither.
@@ -264,14 +265,14 @@ cdef class _Attempt:
 
     def __enter__(self):
         if self._turn._holder == 0:
-            self._turn.__enter__()
+            self._turn._take(PyThread_get_thread_ident())
             self._is_taken = True
         return self._is_taken
 
     def __exit__(self, *_):
         if self._is_taken:
             self._is_taken = False
-            self._turn.__exit__()
+            self._turn._give()
 
 
 cdef class Ears:
@@ -287,11 +288,13 @@ cdef class Ears:
     cdef int _descriptor
     cdef unsigned long _listener  # who stands in
     cdef int _depth
-    cdef readonly uint64_t n_nudges  # of who stands in: read it before you look
+    cdef uint64_t n_nudges  # of who stands in: read it before you look
     cdef bint _is_closed
+    cdef pid_t _pid
 
     def __cinit__(self):
         cdef epoll_event event
+        self._pid = getpid()
         self._descriptor = self._epoll = -1
         self._wake = Wake()
         self._nudge = Wake()
@@ -359,17 +362,68 @@ cdef class Ears:
         if self._listener and self._listener != PyThread_get_thread_ident():
             self._nudge.wake()
 
-    def standing_in(self):
-        """Return a context that says whether this thread stands in: if nobody else does."""
-        return _StandIn.__new__(_StandIn, self)
+    def listen_while(self, is_needed, receive, Turn line not None, double deadline):
+        """Stand in, and have `receive` called when something comes, as long as that is needed.
 
-    def wait(self, uint64_t seen, double timeout_s):
-        """Sleep until something comes, or there was a nudge after `seen`; for who stands in.
+        At most until `deadline` (s, of the monotonic clock); in a fork's child, not at
+        all. `receive` is called with the line taken; what comes while another thread
+        has it, that one takes. It may be called early.
 
-        At most so long; may return early.
+        Returns
+        -------
+        bool
+            Whether this thread could: nobody else stood in, and there was something to hear.
         """
+        cdef uint64_t seen
+        cdef double left_s
+        if not self._begin():
+            return False
+        try:
+            while self._descriptor >= 0:
+                seen = self.n_nudges
+                if not is_needed():
+                    break
+                left_s = deadline - 1e-9 * phb_monotonic_ns()
+                if left_s <= 0:
+                    break
+                # What came before, was taken by whoever sent or received last.
+                self._wait(seen, left_s)
+                if getpid() != self._pid:  # in a signal's handler
+                    break
+                if line._holder:
+                    line._bell.wait(line._bell.n_strokes, left_s)
+                    continue
+                line._take(PyThread_get_thread_ident())
+                try:
+                    receive()
+                finally:
+                    line._give()
+        finally:
+            self._end()
+        return True
+
+    cdef bint _begin(self) noexcept:
+        cdef unsigned long me = PyThread_get_thread_ident()
+        if (self._listener and self._listener != me) or self._descriptor < 0 or self._is_closed:
+            return False
+        self._depth += 1
+        if self._listener == 0:
+            self._listener = me
+            self._control(EPOLL_CTL_MOD)
+        return True
+
+    cdef void _end(self):
+        self._depth -= 1
+        if self._depth == 0:
+            self._listener = 0
+            self._control(EPOLL_CTL_MOD)
+            if self._is_closed:
+                self._nudge.close()
+
+    cdef int _wait(self, uint64_t seen, double timeout_s) except -1:
+        """Sleep until something comes, or there was a nudge after `seen`; or shorter."""
         if self.n_nudges != seen:
-            return
+            return 0
         cdef pollfd ways[2]
         cdef int ms = _ms_until(_until(timeout_s))
         cdef int n_ready
@@ -382,6 +436,7 @@ cdef class Ears:
             PyErr_CheckSignals()
         elif n_ready > 0 and ways[0].revents:
             self._nudge.quiet()
+        return 0
 
     cdef int _control(self, int operation) noexcept:
         cdef epoll_event event
@@ -390,37 +445,6 @@ cdef class Ears:
         event.events = 0 if self._listener else EPOLLIN
         event.data.fd = self._descriptor
         return epoll_ctl(self._epoll, operation, self._descriptor, &event)
-
-
-cdef class _StandIn:
-    cdef Ears _ears
-    cdef bint _is_mine
-
-    def __cinit__(self, Ears ears):
-        self._ears = ears
-
-    def __enter__(self):
-        cdef Ears ears = self._ears
-        cdef unsigned long me = PyThread_get_thread_ident()
-        cdef bint is_mine = ears._listener == 0 or ears._listener == me
-        if is_mine and ears._descriptor >= 0 and not ears._is_closed:
-            self._is_mine = True
-            ears._depth += 1
-            if ears._listener == 0:
-                ears._listener = me
-                ears._control(EPOLL_CTL_MOD)
-        return self._is_mine
-
-    def __exit__(self, *_):
-        cdef Ears ears = self._ears
-        if self._is_mine:
-            self._is_mine = False
-            ears._depth -= 1
-            if ears._depth == 0:
-                ears._listener = 0
-                ears._control(EPOLL_CTL_MOD)
-                if ears._is_closed:
-                    ears._nudge.close()
 
 
 def take(items, Py_ssize_t n_items):

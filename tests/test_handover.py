@@ -287,21 +287,6 @@ def test_an_attempt_does_not_wait() -> None:
         assert turn.is_mine
 
 
-def test_one_may_wait_until_a_turn_is_given_back(run: Callable[..., threading.Thread]) -> None:
-    turn, given_back = Turn(), []
-    turn.wait(math.inf)  # nobody has it
-    with held_elsewhere(turn) as release:
-
-        def give_back() -> None:
-            time.sleep(SHORT_S)
-            given_back.append(True)
-            release()
-
-        run(give_back)
-        turn.wait(math.inf)
-        assert given_back
-
-
 def test_what_raises_gives_its_turn_back() -> None:
     turn = Turn()
     with pytest.raises(ValueError), turn:
@@ -358,16 +343,28 @@ def test_its_owner_hears_while_nobody_stands_in(ears: Ears, owner: Owner) -> Non
     assert eventually(lambda: owner.n_woken == 2)
 
 
+def listen(
+    ears: Ears,
+    is_needed: Callable[[], bool],
+    receive: Callable[[], object] = lambda: None,
+    timeout_s: float = WATCHDOG_S,
+) -> bool:
+    return ears.listen_while(is_needed, receive, Turn(), time.monotonic() + timeout_s)
+
+
 def test_who_stands_in_hears_instead_of_the_owner(ears: Ears, owner: Owner) -> None:
-    with ears.standing_in() as is_mine:
-        assert is_mine
-        timer = threading.Timer(SHORT_S, owner.wake.wake)
-        timer.start()
-        ears.wait(ears.n_nudges, WATCHDOG_S)
-        timer.join()
+    heard: list[int] = []
+
+    def receive() -> None:
         assert is_readable(owner.wake.fd)
         time.sleep(SHORT_S)
-        assert owner.n_woken == 0
+        heard.append(owner.n_woken)
+
+    timer = threading.Timer(SHORT_S, owner.wake.wake)
+    timer.start()
+    assert listen(ears, lambda: not heard, receive)
+    timer.join()
+    assert heard == [0]
     # What it left, the owner hears.
     assert eventually(lambda: owner.n_woken == 1)
     assert not is_readable(owner.wake.fd)
@@ -377,21 +374,66 @@ def test_only_one_stands_in(ears: Ears, owner: Owner, run: Callable[..., threadi
     answers: list[bool] = []
 
     def try_it() -> None:
-        with ears.standing_in() as is_mine:
-            answers.append(is_mine)
+        answers.append(listen(ears, lambda: False))
 
-    with ears.standing_in():
+    def let_others_try() -> bool:
         run(try_it).join(WATCHDOG_S)
-        with ears.standing_in() as is_mine:  # in a handler that interrupted it, say
-            assert is_mine
+        assert listen(ears, lambda: False)  # in a handler that interrupted it, say
         run(try_it).join(WATCHDOG_S)
+        return False
+
+    assert listen(ears, let_others_try)
     run(try_it).join(WATCHDOG_S)
     assert answers == [False, False, True]
 
 
 def test_nobody_stands_in_where_there_is_nothing_to_hear(ears: Ears) -> None:
-    with ears.standing_in() as is_mine:
-        assert not is_mine
+    assert not listen(ears, lambda: True)
+
+
+def test_what_comes_while_another_thread_has_the_line_is_left_to_that_one(
+    ears: Ears, owner: Owner, run: Callable[..., threading.Thread]
+) -> None:
+    line, given_back, had = Turn(), list[bool](), list[bool]()
+    with held_elsewhere(line) as release:
+
+        def give_back() -> None:
+            time.sleep(SHORT_S)
+            given_back.append(True)
+            release()
+
+        run(give_back)
+        owner.wake.wake()
+        assert ears.listen_while(
+            lambda: not had, lambda: had.append(bool(given_back)), line, math.inf
+        )
+    assert had == [True]
+    assert not line.is_mine
+
+
+def test_an_error_ends_it_and_gives_all_back(ears: Ears, owner: Owner) -> None:
+    line = Turn()
+
+    def fail() -> bool:
+        raise ZeroDivisionError
+
+    def come() -> bool:
+        owner.wake.wake()  # now that nobody else hears it
+        return True
+
+    for is_needed, receive in ((fail, int), (come, fail)):
+        with pytest.raises(ZeroDivisionError):
+            ears.listen_while(is_needed, receive, line, math.inf)
+        assert not line.is_mine
+        n_woken = owner.n_woken
+        owner.wake.wake()
+        assert eventually(lambda n_before=n_woken: owner.n_woken > n_before)  # type: ignore[misc]
+
+
+def test_it_lasts_until_its_deadline(ears: Ears, owner: Owner) -> None:
+    began = time.monotonic()
+    assert listen(ears, lambda: True, timeout_s=SHORT_S)
+    assert time.monotonic() - began >= SHORT_S
 
 
 def test_an_answer_of_another_thread_wakes_who_stands_in(
@@ -399,39 +441,41 @@ def test_an_answer_of_another_thread_wakes_who_stands_in(
 ) -> None:
     for _ in range(200):
         answer: Answer[int] = Answer(ears)
-        with ears.standing_in():
-            run(answer.set, 1)
-            seen = ears.n_nudges
-            while not answer.is_done:
-                ears.wait(seen, math.inf)
-                seen = ears.n_nudges
+        run(answer.set, 1)
+        assert ears.listen_while(lambda a=answer: not a.is_done, int, Turn(), math.inf)  # type: ignore[misc]
 
 
 def test_an_answer_of_ones_own_is_no_reason_to_wait(ears: Ears, owner: Owner) -> None:
     answer: Answer[int] = Answer(ears)
-    with ears.standing_in():
-        seen = ears.n_nudges
+
+    def look() -> bool:
+        was_done = answer.is_done
         answer.set(1)  # in a handler, say, between the look and the wait
-        ears.wait(seen, math.inf)
+        return not was_done
+
+    assert ears.listen_while(look, int, Turn(), math.inf)
 
 
 def test_who_stands_in_hears_of_another_descriptor(ears: Ears, owner: Owner) -> None:
-    other = Wake()
-    with ears.standing_in():
+    other, heard = Wake(), list[int]()
 
-        def replace() -> None:
-            ears.shut()
-            ears.open(other.fd)
-            other.wake()
+    def replace() -> None:
+        ears.shut()
+        ears.open(other.fd)
+        other.wake()
 
-        timer = threading.Timer(SHORT_S, replace)
-        timer.start()
-        while not is_readable(other.fd):
-            ears.wait(ears.n_nudges, WATCHDOG_S)
-        timer.join()
-        time.sleep(SHORT_S)
-        assert owner.n_woken == 0
-        other.quiet()
+    def receive() -> None:
+        if is_readable(other.fd):
+            time.sleep(SHORT_S)
+            other.quiet()
+            heard.append(owner.n_woken)
+
+    timer = threading.Timer(SHORT_S, replace)
+    timer.start()
+    while not heard:
+        listen(ears, lambda: not heard, receive)
+    timer.join()
+    assert heard == [0]
     ears.shut()
     other.close()
 
@@ -440,12 +484,11 @@ def run_standing_in(run: Callable[..., threading.Thread], ears: Ears) -> threadi
     """Have a thread stand in, and sleep; returned once it does so."""
     is_standing = threading.Event()
 
-    def stand_in() -> None:
-        with ears.standing_in():
-            is_standing.set()
-            ears.wait(ears.n_nudges, math.inf)
+    def is_needed() -> bool:
+        is_standing.set()
+        return True
 
-    thread = run(stand_in)
+    thread = run(ears.listen_while, is_needed, int, Turn(), math.inf)
     assert is_standing.wait(WATCHDOG_S)
     return thread
 

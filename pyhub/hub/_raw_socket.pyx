@@ -1,4 +1,4 @@
-# cython: language_level=3, embedsignature=False
+# cython: language_level=3, embedsignature=False, binding=False
 """Messages of a ZeroMQ socket, each sent or received in one step.
 
 pyzmq looks for signals within each call, also after it took a message: a handler
@@ -109,15 +109,24 @@ cdef class RawSocket:
         return True
 
     def gather(self, received):
-        """Take all messages, of one frame each, that are there, and append them to `received`."""
+        """Take all messages, of one frame each, that are there, and append them to `received`.
+
+        Returns
+        -------
+        list of bytes
+            Those that were taken.
+        """
         cdef zmq_msg frame
         cdef bytes taken
+        cdef list new = []
         while self._receive(&frame):
             try:
                 taken = _content(&frame)
             finally:
                 zmq_msg_close(&frame)
             received.append(taken)
+            new.append(taken)
+        return new
 
     def receive_from(self):
         """Return who sent a ROUTER's next message, as whom, its frame, and how many more it had.

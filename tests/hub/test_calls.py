@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import signal
 import subprocess
@@ -40,8 +41,10 @@ from pyhub.errors import (
     ServiceNotFound,
 )
 from pyhub.hub import protocol
+from pyhub.hub.client.failures import raised
 from pyhub.hub.client.patience import left_until
 from pyhub.hub.client.session import Ask
+from pyhub.hub.client.values import MAX_VALUE_BYTES, pack
 from pyhub.hub.runtime import RuntimeDirectory
 from tests.conftest import eventually, turns
 from tests.hub.conftest import Spawn, line, stopped
@@ -807,6 +810,28 @@ def test_what_cannot_be_sent_is_its_senders_error_and_the_hub_goes_on(hub: Messa
             hub.call("nobody", "echo", timeout_s=timeout_s)
     hub.state["a"] = 1
     assert hub.state.pop("a") == 1
+
+
+def test_a_call_and_what_comes_of_it_are_messages_however_long_what_they_say(
+    hub: MessageHub,
+) -> None:
+    """They are not looked at once more before they are sent."""
+    call = hub.start_call("s" * 200, "c" * 200, timeout_s=math.inf, data=bytes(MAX_VALUE_BYTES - 9))
+    error = type("E\u20ac" * 300, (Exception,), {})("\u20ac\ud800" * 9000)
+    for number in range(40):
+        try:
+            raise error
+        except Exception as deeper:
+            error = deeper
+            error.add_note(f"{number}: " + "\U0001f52c" * 500)
+    outcomes = [
+        protocol.Outcome(call._id, None, raised(error)),
+        protocol.Outcome(call._id, pack("", bytes(MAX_VALUE_BYTES - 3))),
+    ]
+    for body in (call.request("e" * 255), *outcomes):
+        frame = protocol.encode(protocol.Request(2**63 - 1, body))
+        assert protocol.decode_request(frame).body == body
+    call.cancel()
 
 
 def test_a_command_that_cannot_even_say_what_went_wrong_does_not_end_its_service(

@@ -422,7 +422,7 @@ def test_what_is_no_message_is_an_error_and_changes_nothing(broker: Broker, fram
     [
         (protocol.Publish(b"1", "beam", bytes(49 * 1024), "info", 0), "length <= 49152"),
         (protocol.LookUp("x" * 70_000), "at most 65536"),
-        (protocol.Call(b"1", "cam1", "snap", b"\x80", float("inf")), "<= 1000000000"),
+        (protocol.Offer("cam1", [], capacity=5000), "<= 1024"),
         (protocol.LookUp("half a pair: \ud800"), "surrogates"),
     ],
 )

@@ -25,6 +25,7 @@ from pyhub.hub.broker.registry import Program, Registry
 from pyhub.hub.broker.store import Store
 from pyhub.hub.broker.switchboard import Gone, Switchboard
 from pyhub.hub.keys import KeyPair, load_or_create_keys, read_keys
+from pyhub.hub.protocol import Refused
 from pyhub.hub.runtime import BrokerFile, RuntimeDirectory
 from pyhub.names import lease_path
 
@@ -169,10 +170,10 @@ class Broker:
         # To send may make one quiet, too, though something has come.
         next_tick, next_look, must_look, is_knocking = _TICK_S, 0.0, True, False
         self._looked_at = time.monotonic()  # to wait for its turn was no time of its own
-        while not self._is_stopped and not self._was_left_alone():
+        while not self._is_stopped:
             is_busy = self._board.services.is_busy
             wait_s = _SHORT_TICK_S if is_busy else max(next_tick - self._now, 0.0)
-            woken = [each for each, _ in changes.poll(0 if must_look else int(wait_s * 1000) + 1)]
+            woken = dict(changes.poll(0 if must_look else int(wait_s * 1000) + 1))
             self._go_on()
             # One stranger a turn: a crowd of them keeps nobody else from being answered.
             if is_knocking := (is_knocking or door in woken) and bool(doorman.poll(0)):
@@ -203,6 +204,10 @@ class Broker:
         self._forget_sockets(self._board.tick(self._now, self._is_alive))
         self._look_for_a_crowd()
         self._look_after_file()
+        if self._registry.programs:
+            self._alone_since = self._now
+        elif self._linger_s is not None and self._now - self._alone_since >= self._linger_s:
+            self.stop()
 
     # --- Messages ---
 
@@ -249,18 +254,16 @@ class Broker:
 
         Of an answer, it asks again; what was pushed is counted.
         """
-        frame = _bounded(protocol.Reply(request_id, body))
+        frame = protocol.encode(protocol.Reply(request_id, body))
+        if len(frame) > protocol.MAX_REPLY_BYTES:
+            too_long = Refused("too_many", f"the answer takes {len(frame)} bytes")
+            frame = protocol.encode(protocol.Reply(request_id, too_long))
         for peer in peers:
             is_sent = self._router.send(peer, more=True) and self._router.send(frame)
             if not is_sent and not request_id:
                 self._board.note_dropped(peer)
 
     # --- Who is there ---
-
-    def _was_left_alone(self) -> bool:
-        if self._registry.programs:
-            self._alone_since = self._now
-        return self._linger_s is not None and self._now - self._alone_since >= self._linger_s
 
     def _is_alive(self, hello: protocol.Hello) -> bool:
         # Another host's lock file, or another directory's, is not ours to ask;
@@ -343,14 +346,6 @@ def _bind(router: Router, endpoint: str) -> None:
             "  Another program may have that port, or this host no such address: see `ss -ltnp`. "
             "Choose another one under `listen` in the site's file."
         ) from error
-
-
-def _bounded(reply: protocol.Reply) -> bytes:
-    frame = protocol.encode(reply)
-    if len(frame) <= protocol.MAX_REPLY_BYTES:
-        return frame
-    too_long = protocol.Refused("too_many", f"the answer takes {len(frame)} bytes")
-    return protocol.encode(protocol.Reply(reply.id, too_long))
 
 
 def _allow_many_descriptors() -> None:

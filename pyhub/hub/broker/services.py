@@ -234,7 +234,8 @@ class Services:
         self, peer: bytes, source: str, body: protocol.Call, asked: _Asked | None
     ) -> Refused | None:
         """Take in a call that is not under way here."""
-        if self._n_calls.get(peer, 0) >= MAX_CALLS_PER_CALLER:
+        n_calls = self._n_calls.get(peer, 0)
+        if n_calls >= MAX_CALLS_PER_CALLER:
             return Refused("too_many", f"more than {MAX_CALLS_PER_CALLER} calls under way")
         holder = self._holder_of(body)
         # Asked for again here, and unknown: it never came, unless such are forgotten.
@@ -244,8 +245,9 @@ class Services:
             refusal = self._refusal(body)
             if refusal is not None:
                 return refusal
-        call = self._calls[body.call] = _Call(body, {}, source, self._now + body.timeout_s)
-        self._add_caller(call, peer, asked)
+        deadline = self._now + body.timeout_s
+        call = self._calls[body.call] = _Call(body, {peer: asked}, source, deadline)
+        self._n_calls[peer] = n_calls + 1
         call.is_in_doubt = holder is None and may_have_begun
         if holder is not None and self._is_here(holder):
             self._execute(call, holder)
@@ -515,8 +517,7 @@ class Services:
         finished = protocol.Finished(call_id, value, failure)
         for caller, asked in call.callers.items():
             self._tell([caller], finished, 0 if asked is None else asked.request_id)
-        for caller in list(call.callers):
-            self._drop_caller(call, caller)
+            self._count_down(caller)
         service = self._services.get(call.request.service)
         if call.worker is None:
             if service is not None and call_id in service.waiting:
@@ -543,6 +544,9 @@ class Services:
 
     def _drop_caller(self, call: _Call, peer: bytes) -> None:
         del call.callers[peer]
+        self._count_down(peer)
+
+    def _count_down(self, peer: bytes) -> None:
         self._n_calls[peer] -= 1
         if not self._n_calls[peer]:
             del self._n_calls[peer]

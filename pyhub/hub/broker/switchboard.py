@@ -405,10 +405,11 @@ class Switchboard:
         self, peers: Sequence[bytes], body: PushBody | Accepted, request_id: int = 0, /
     ) -> None:
         programs = self.registry.programs
-        here = [peer for peer in peers if peer in programs]
-        if not request_id:
-            for peer in here:
-                programs[peer].n_pushed += 1
+        here = []
+        for peer in peers:
+            if (program := programs.get(peer)) is not None:
+                program.n_pushed += request_id == 0
+                here.append(peer)
         if here:
             self._send(here, body, request_id)
 

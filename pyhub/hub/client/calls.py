@@ -91,7 +91,6 @@ class PendingCall:
         ServiceNotFound, AccessDenied, BrokerUnreachable
             It could not even be asked.
         """
-        self._calls.check()
         try:
             if not self._calls.listen(self._outcome, self._deadline):
                 raise self.give_up()
@@ -144,6 +143,10 @@ class PendingCall:
         return error
 
     # --- For whoever has the line ---
+
+    def is_wanted(self) -> bool:
+        """Whether it is still to be asked for."""
+        return not self._outcome.is_done
 
     def request(self, epoch: str) -> protocol.Call:
         """Make the message, for the broker of that epoch."""
@@ -278,11 +281,6 @@ class Calls:
         if self.connection is not None:
             self.connection.check_turn()
 
-    def check(self) -> None:
-        """Raise in a fork's child: what comes of calls, its parent hears."""
-        if self.connection is not None:
-            self.connection.check_fork()
-
     def forget(self, call: bytes) -> None:
         """Hear that a call ended."""
         self._pending.pop(call, None)
@@ -323,7 +321,7 @@ def _ask(call: PendingCall) -> Ask:
         call.request,
         call.accepted,
         is_news=True,
-        is_wanted=lambda: not call.is_done,
+        is_wanted=call.is_wanted,
         on_glance=call.glance,
     )
 

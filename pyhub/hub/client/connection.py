@@ -88,6 +88,8 @@ class Connection:
         self._program = program
         self._error: PyhubError | None = None  # why the line is out of order
         self._pid = os.getpid()
+        # The thread in which signals' handlers run, and may raise.
+        self._interruptible = threading.main_thread().ident
         # Kept over reconnections: to the broker it is the same program.
         self._identity = os.urandom(8)
         self._session = Session(self._hello, program, self._turned_away)
@@ -235,27 +237,14 @@ class Connection:
         """
         self.check_turn()
         while not answer.is_done and (left_s := left_until(deadline)):
-            if not self.listen_while(lambda: not answer.is_done, left_s):
+            self.check_fork()
+            if not self.listen_while(lambda: not answer.is_done, deadline):
                 answer.wait(left_s)
         return answer.is_done
 
-    def listen_while(self, is_needed: Callable[[], bool], timeout_s: float) -> bool:
+    def listen_while(self, is_needed: Callable[[], bool], deadline: float) -> bool:
         """Take what comes as long as it is needed; whether this thread could."""
-        deadline = deadline_after(timeout_s)
-        with self._ears.standing_in() as is_mine:
-            while is_mine and self._socket is not None:
-                seen = self._ears.n_nudges
-                if not is_needed() or not (left_s := left_until(deadline)):
-                    break
-                # What came before, was taken by whoever sent or received last.
-                self._ears.wait(seen, left_s)
-                self.check_fork()  # in a signal handler
-                with self._line.attempt() as is_free:
-                    if is_free:
-                        self._receive()
-                if not is_free:
-                    self._line.wait(left_until(deadline))
-        return is_mine
+        return self._ears.listen_while(is_needed, self._receive, self._line, deadline)
 
     def nudge(self) -> None:
         """Have whoever listens look whether that is still needed."""
@@ -375,7 +364,7 @@ class Connection:
 
     def _receive(self) -> None:
         """Take what has come, as far as this thread may, which has the line."""
-        if _is_interruptible():
+        if threading.get_ident() == self._interruptible:
             self._look()
             return
         try:
@@ -397,10 +386,9 @@ class Connection:
         """
         if self._socket is None:
             return
-        n_before, was_seen = len(self._received), self._is_seen or not self._received
+        was_seen = self._is_seen or not self._received
         self._is_seen = False  # until the end of this
-        self._socket.gather(self._received)
-        new = list(self._received)[n_before:]
+        new = self._socket.gather(self._received)
         # In their order: what waits behind something that has to be taken, waits as well.
         self._is_seen = was_seen and all(map(self._session.glance, new))
         if not self._is_seen or len(self._received) > _MAX_SEEN or self._unsent:
@@ -619,11 +607,6 @@ async def done_in_loop(answer: Answer[Any], timeout_s: float) -> bool:
     finally:
         answer.off_done(tell)
     return answer.is_done
-
-
-def _is_interruptible() -> bool:
-    """Whether this is the thread in which signals' handlers run, and may raise."""
-    return threading.get_ident() == threading.main_thread().ident
 
 
 def _own_name() -> str:

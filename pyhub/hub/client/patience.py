@@ -8,6 +8,8 @@ import time
 
 __all__ = ["deadline_after", "left_until"]
 
+_LONGEST_S = threading.TIMEOUT_MAX  # that a lock can be waited for
+
 
 def deadline_after(timeout_s: float | None) -> float:
     """Return when a wait of `timeout_s` ends, in monotonic time; None: never, infinity.
@@ -33,4 +35,5 @@ def deadline_after(timeout_s: float | None) -> float:
 
 def left_until(deadline: float) -> float:
     """Return the seconds that are left: not below 0, and what a lock can wait at most."""
-    return max(min(deadline - time.monotonic(), threading.TIMEOUT_MAX), 0.0)
+    left_s = deadline - time.monotonic()
+    return 0.0 if left_s <= 0 else left_s if left_s < _LONGEST_S else _LONGEST_S

@@ -187,7 +187,7 @@ class Service:
         connection = self._services.connection
         assert connection is not None
         # As long as nobody else does, it listens itself for what there is to do.
-        connection.listen_while(self._jobs.empty, math.inf)
+        connection.listen_while(self._jobs.empty, math.inf)  # no deadline
         return self._jobs.get()
 
     def _do(self, execute: protocol.Execute, job: Job) -> protocol.Outcome:

@@ -38,6 +38,8 @@ _MAX_PATIENCE_S = 4.0
 _LOST_S = 3.0
 # Who was refused asks again: rights may be given back.
 _REFUSED_S = 5.0
+# Each of their fields was checked, or cut, where it was made.
+_CHECKED = (protocol.Call, protocol.Outcome)
 # What is sent before the answers to the first of it are there.
 _WINDOW = 100
 
@@ -184,7 +186,8 @@ class Session:
 
     def outgoing(self, now: float) -> list[bytes]:
         """Return what is to be sent now."""
-        if not self._has_line:
+        is_idle = self.is_known and not self._queue and not self._later
+        if not self._has_line or (is_idle and now < self._next_ping):
             return []
         frames: list[bytes] = []
         if self._hello_id == 0 and not self.is_known and now >= self._greet_at:
@@ -368,7 +371,8 @@ def _framed(request_id: int, body: RequestBody) -> bytes | Refused:
     """
     try:
         frame = protocol.encode(protocol.Request(request_id, body))
-        protocol.decode_request(frame)
+        if not isinstance(body, _CHECKED):
+            protocol.decode_request(frame)
     # Half a surrogate pair, a numpy scalar, a number beyond 64 bits: the caller's own
     # error, and no reason for the line to end.
     except (ValueError, TypeError, OverflowError) as error:

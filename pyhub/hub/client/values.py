@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyhub.codec import decode_value, encode_value
+from pyhub.codec import decode_value as unpack
+from pyhub.codec import encode_value
 from pyhub.errors import CapacityError
 
 __all__ = ["MAX_VALUE_BYTES", "pack", "unpack"]
@@ -29,8 +30,3 @@ def pack(what: str, value: Any) -> bytes:
             "  Publish what is larger through a DataBlock, and send its name."
         )
     return packed
-
-
-def unpack(packed: bytes) -> Any:
-    """Return the value that a message carried."""
-    return decode_value(packed)

@@ -8,6 +8,7 @@ does no harm when it is repeated: who got no answer sends it again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias, TypeVar
 
 import msgspec
@@ -123,9 +124,8 @@ _replies = msgspec.msgpack.Decoder(Reply)
 _notifications = msgspec.msgpack.Decoder(Notification)
 
 
-def encode(message: Request | Reply) -> bytes:
-    """Return `message` as bytes."""
-    return _encoder.encode(message)
+# A message as bytes.
+encode: Callable[[Request | Reply], bytes] = _encoder.encode
 
 
 def decode_request(frame: bytes) -> Request:
