@@ -828,7 +828,7 @@ def test_a_call_and_what_comes_of_it_are_messages_however_long_what_they_say(
         protocol.Outcome(call._id, None, raised(error)),
         protocol.Outcome(call._id, pack("", bytes(MAX_VALUE_BYTES - 3))),
     ]
-    for body in (call.request("e" * 255), *outcomes):
+    for body in (call.body("e" * 255), *outcomes):
         frame = protocol.encode(protocol.Request(2**63 - 1, body))
         assert protocol.decode_request(frame).body == body
     call.cancel()

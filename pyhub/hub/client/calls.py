@@ -19,7 +19,6 @@ from pyhub.hub import protocol
 from pyhub.hub.client.connection import Connection, done_in_loop, refusal
 from pyhub.hub.client.feed import Feed
 from pyhub.hub.client.patience import deadline_after, left_until
-from pyhub.hub.client.session import Ask
 from pyhub.hub.client.values import pack, unpack
 from pyhub.hub.protocol import Accepted, Failure, Refused, ReplyBody
 
@@ -142,13 +141,16 @@ class PendingCall:
         self._calls.give_up(self, error)
         return error
 
-    # --- For whoever has the line ---
+    # --- For whoever has the line: a call is a `Question` itself ---
+
+    is_news = True  # an introduction says it, too
+    is_one_way = False
 
     def is_wanted(self) -> bool:
         """Whether it is still to be asked for."""
         return not self._outcome.is_done
 
-    def request(self, epoch: str) -> protocol.Call:
+    def body(self, epoch: str) -> protocol.Call:
         """Make the message, for the broker of that epoch."""
         first, self._epoch = self._epoch, self._epoch or epoch
         return protocol.Call(
@@ -161,7 +163,7 @@ class PendingCall:
             self._worker,
         )
 
-    def accepted(self, reply: ReplyBody) -> None:
+    def on_reply(self, reply: ReplyBody) -> None:
         """Hear whether the broker took it, or what came of it already."""
         if isinstance(reply, protocol.Finished):
             self.finish(reply)
@@ -175,8 +177,8 @@ class PendingCall:
         else:
             self.fail(refusal(reply))
 
-    def glance(self, reply: ReplyBody) -> bool:
-        """See what came of it as soon as it is there; `accepted` is told of it, too."""
+    def on_glance(self, reply: ReplyBody) -> bool:
+        """See what came of it as soon as it is there; `on_reply` is told of it, too."""
         if isinstance(reply, protocol.Finished) and not self._outcome.is_called_for:
             self.finish(reply)
         return self.is_done
@@ -240,12 +242,12 @@ class Calls:
     def send(self, call: PendingCall) -> None:
         """Ask the broker."""
         assert self.connection is not None
-        self.connection.put(_ask(call))
+        self.connection.put(call)
 
     def send_again(self, call: PendingCall) -> None:
         """Ask the broker once more, in a moment."""
         assert self.connection is not None
-        self.connection.put_later(_ask(call), _AGAIN_S)
+        self.connection.put_later(call, _AGAIN_S)
 
     def expire(self) -> None:
         """Give up those whose time is over, whether or not somebody waits for them."""
@@ -285,14 +287,14 @@ class Calls:
         """Hear that a call ended."""
         self._pending.pop(call, None)
 
-    def introduction(self) -> list[Ask]:
+    def introduction(self) -> list[PendingCall]:
         """Return what a broker has to be told of them."""
-        return [_ask(call) for call in list(self._pending.values())]
+        return list(self._pending.values())
 
     def glance(self, body: protocol.Finished) -> bool:
         """See what came of a call before it is taken; whether it is one of these."""
         call = self._pending.get(body.call)
-        return call is not None and call.glance(body)
+        return call is not None and call.on_glance(body)
 
     def take(self, body: protocol.Finished | protocol.Progressed) -> None:
         """Take what the broker pushed."""
@@ -313,17 +315,6 @@ class Calls:
         """Fail those that are under way."""
         for call in list(self._pending.values()):
             call.fail(error)
-
-
-def _ask(call: PendingCall) -> Ask:
-    # An introduction says it, too; and once it was given up, it is not to begin.
-    return Ask(
-        call.request,
-        call.accepted,
-        is_news=True,
-        is_wanted=call.is_wanted,
-        on_glance=call.glance,
-    )
 
 
 def _error(call: PendingCall, failure: Failure) -> PyhubError:

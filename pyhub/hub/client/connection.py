@@ -30,7 +30,7 @@ from pyhub.errors import (
 from pyhub.hub import protocol
 from pyhub.hub._raw_socket import RawSocket
 from pyhub.hub.client.patience import deadline_after, left_until
-from pyhub.hub.client.session import Ask, OnReply, Program, Session, Unreadable
+from pyhub.hub.client.session import Ask, OnReply, Program, Question, Session, Unreadable
 from pyhub.hub.protocol import Refused, ReplyBody, RequestBody
 from pyhub.hub.runtime import BrokerConfig, BrokerFile, RuntimeDirectory
 from pyhub.names import lease_path
@@ -100,7 +100,7 @@ class Connection:
         self._line = Turn()
         self._ears = Ears()
         # Appending is something that a finalizer and a signal handler may do too.
-        self._inbox: deque[Ask] = deque()
+        self._inbox: deque[Question] = deque()
         self._unsent: deque[bytes] = deque()  # for which the socket had no room
         self._received: deque[bytes] = deque()  # and not taken yet
         self._is_seen = False  # whether who waits for these has them already
@@ -264,12 +264,12 @@ class Connection:
         """Whether much waits to be sent: what can be left out, should be."""
         return len(self._inbox) + len(self._unsent) > _CROWD
 
-    def put_later(self, ask: Ask, delay_s: float) -> None:
+    def put_later(self, ask: Question, delay_s: float) -> None:
         """Have something asked after a while; for who has the line."""
         self._session.ask_later(ask, time.monotonic() + delay_s)
         self._ears.call()
 
-    def put(self, ask: Ask) -> None:
+    def put(self, ask: Question) -> None:
         """Have something asked, at once if the line is free; not for finalizers."""
         if self._pid == os.getpid() and not self._is_closed:
             self._put(ask, is_urgent=True)
@@ -337,7 +337,7 @@ class Connection:
             "  Frames in shared memory flow on without it."
         )
 
-    def _put(self, ask: Ask, is_urgent: bool = False) -> None:
+    def _put(self, ask: Question, is_urgent: bool = False) -> None:
         if is_urgent:
             with self._line.attempt() as is_free:
                 if is_free and self._post(ask):
@@ -345,7 +345,7 @@ class Connection:
         self._inbox.append(ask)
         self._ears.call()
 
-    def _post(self, ask: Ask) -> bool:
+    def _post(self, ask: Question) -> bool:
         """Send at once what is asked, in any thread that has the line; whether that can be.
 
         A handler may raise at any point: each thing is done after what makes up for
@@ -476,10 +476,12 @@ class Connection:
     def _send(self, line: RawSocket) -> bool:
         """Send what there is, as far as there is room; whether there was something."""
         if not self._unsent:
-            self._unsent.extend(self._session.outgoing(time.monotonic()))
-        is_something = bool(self._unsent)
+            frames = self._session.outgoing(time.monotonic())
+            if not frames:
+                return False
+            self._unsent.extend(frames)
         self._flush(line)
-        return is_something
+        return True
 
     def _flush(self, line: RawSocket) -> None:
         while self._unsent and line.send(self._unsent[0]):  # else it does not read: later

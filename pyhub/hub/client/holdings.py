@@ -15,7 +15,7 @@ from pyhub.hub.client.calls import Calls
 from pyhub.hub.client.connection import Connection
 from pyhub.hub.client.notifications import NotificationListener, NotificationPublisher
 from pyhub.hub.client.service import Services
-from pyhub.hub.client.session import Ask
+from pyhub.hub.client.session import Ask, Question
 from pyhub.hub.client.watching import Watching
 from pyhub.hub.protocol import ChannelInfo, ChannelMetrics, PushBody
 
@@ -59,7 +59,7 @@ class Holdings:
         self.services.connection = connection
         self.watching.connection = connection
 
-    def introduction(self) -> list[Ask]:
+    def introduction(self) -> list[Question]:
         """Return what a broker that knows nothing of this program has to be told."""
         return [
             *(
@@ -103,7 +103,7 @@ class Holdings:
         connection = self.calls.connection
         assert connection is not None
         _log.warning("%d messages of the broker were lost: this program was too slow", n_lost)
-        again = [
+        again: list[Question] = [
             *self.services.held(), *self.watching.note_gap(n_lost), *self.calls.introduction()
         ]  # fmt: skip
         for ask in again:

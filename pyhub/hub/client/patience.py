@@ -25,7 +25,7 @@ def deadline_after(timeout_s: float | None) -> float:
         seconds = float(timeout_s + 0.0)  # a text is no time, though float() takes it
     except OverflowError:  # an integer beyond all floats
         return math.inf
-    if math.isnan(seconds) or seconds < 0:
+    if not seconds >= 0:  # NaN neither
         raise ValueError(
             f"timeout_s={timeout_s!r} is no time to wait.\n"
             "  Use seconds, 0 for not at all, or None for as long as it takes."

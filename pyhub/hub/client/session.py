@@ -12,13 +12,13 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from pyhub.errors import PyhubError
 from pyhub.hub import protocol
 from pyhub.hub.protocol import PushBody, Refused, ReplyBody, RequestBody
 
-__all__ = ["Ask", "OnReply", "Program", "Session", "Unreadable"]
+__all__ = ["Ask", "OnReply", "Program", "Question", "Session", "Unreadable"]
 
 _log = logging.getLogger("pyhub.hub")
 
@@ -44,27 +44,41 @@ _CHECKED = (protocol.Call, protocol.Outcome)
 _WINDOW = 100
 
 
+class Question(Protocol):
+    """What is asked, until it is answered."""
+
+    @property
+    def body(self) -> RequestBody | Callable[[str], RequestBody]:
+        """The message; or what makes it, given the broker's epoch, each time it is sent."""
+
+    @property
+    def on_reply(self) -> OnReply | None:
+        """Told of the answer; None: of a refusal, the log is."""
+
+    @property
+    def is_news(self) -> bool:
+        """Whether an introduction says the same: then it need not be sent again."""
+
+    @property
+    def is_wanted(self) -> Callable[[], bool] | None:
+        """Whether somebody still waits for the answer; None: always."""
+
+    @property
+    def is_one_way(self) -> bool:
+        """Whether there is no answer: sent once, and lost with its line."""
+
+    @property
+    def on_glance(self) -> Callable[[ReplyBody], bool] | None:
+        """Shown an answer that has come and is not taken yet, in any thread.
+
+        Before `on_reply` is told: whether all who need it at once have it. None: they
+        have not.
+        """
+
+
 @dataclass(slots=True)
 class Ask:
-    """A request on its way.
-
-    Attributes
-    ----------
-    body
-        What is asked; or what makes it, given the epoch of the broker that it
-        is sent to, each time that it is sent.
-    on_reply
-        Told of the answer; None: of a refusal, the log is.
-    is_news
-        Whether an introduction says the same: then it need not be sent again.
-    is_wanted
-        Whether somebody still waits for the answer; None: always.
-    is_one_way
-        Whether there is no answer: sent once, and lost with its line.
-    on_glance
-        Shown an answer that has come and is not taken yet, in any thread, before
-        `on_reply` is told: whether all who need it at once have it. None: they have not.
-    """
+    """A request that is no more than that."""
 
     body: RequestBody | Callable[[str], RequestBody]
     on_reply: OnReply | None = None
@@ -74,20 +88,13 @@ class Ask:
     on_glance: Callable[[ReplyBody], bool] | None = None
 
 
-class _Sent(NamedTuple):
-    """A request that has no answer yet."""
-
-    ask: Ask
-    at: float  # s
-
-
 class Program(Protocol):
     """What a program has, and where what the broker says goes; asked and told by one at a time."""
 
-    def introduction(self) -> Iterable[Ask]:
+    def introduction(self) -> Iterable[Question]:
         """Return what a broker that knows nothing of this program has to be told."""
 
-    def report(self) -> Iterable[Ask]:
+    def report(self) -> Iterable[Question]:
         """Return what there is to tell once a heartbeat."""
 
     def take(self, body: PushBody) -> None:
@@ -137,20 +144,21 @@ class Session:
         self._has_line = False
         self._next_id = 0
         self._n_pushes = 0  # received since the last hello
-        self._queue: deque[Ask] = deque()
-        self._later: list[tuple[float, Ask]] = []
-        self._outstanding: dict[int, _Sent] = {}  # in the order in which they were sent
+        self._queue: deque[Question] = deque()
+        self._later: list[tuple[float, Question]] = []
+        # By id, and since when (s), in the order in which they were sent.
+        self._outstanding: dict[int, tuple[Question, float]] = {}
         self._hello_id = 0
         self._heard_at = 0.0  # when the last answer came, or the first question was put
         self._next_ping = 0.0
         self._greet_at = 0.0
         self._patience_s = PATIENCE_S
 
-    def ask(self, ask: Ask) -> None:
+    def ask(self, ask: Question) -> None:
         """Have something asked as soon as the broker is there to hear it."""
         self._queue.append(ask)
 
-    def ask_later(self, ask: Ask, at: float) -> None:
+    def ask_later(self, ask: Question, at: float) -> None:
         """Have something asked at that time."""
         self._later.append((at, ask))
 
@@ -160,7 +168,7 @@ class Session:
         if not self._has_line or not owes:
             return False
         oldest = next(iter(self._outstanding.values()), None)
-        is_lost = oldest is not None and now - oldest.at > _LOST_S
+        is_lost = oldest is not None and now - oldest[1] > _LOST_S
         return is_lost or now - self._heard_at > self._patience_s
 
     def due(self) -> float:
@@ -215,7 +223,7 @@ class Session:
                 frames.append(frame)
         return frames
 
-    def compose(self, ask: Ask, now: float) -> bytes | None:
+    def compose(self, ask: Question, now: float) -> bytes | None:
         """Return what is to be sent for `ask`; None, and nothing happened: not at once.
 
         Whoever does so may be interrupted, and never send it: it then counts as
@@ -226,7 +234,7 @@ class Session:
         frame = self._frame(ask, now)
         return None if isinstance(frame, Refused) else frame
 
-    def _frame(self, ask: Ask, now: float) -> bytes | Refused | None:
+    def _frame(self, ask: Question, now: float) -> bytes | Refused | None:
         """Return what is to be sent for `ask`, or why it cannot be; None: nobody wants it."""
         if ask.is_wanted is not None and not ask.is_wanted():
             return None
@@ -239,7 +247,7 @@ class Session:
         if not ask.is_one_way and not isinstance(frame, Refused):
             if not self._outstanding:
                 self._heard_at = now
-            self._outstanding[request_id] = _Sent(ask, now)
+            self._outstanding[request_id] = ask, now
         return frame
 
     def glance(self, frame: bytes) -> bool:
@@ -255,9 +263,8 @@ class Session:
         if message.id == 0:
             return not isinstance(body, Refused) and self._program.glance(body)  # type: ignore[arg-type]
         sent = self._outstanding.get(message.id)
-        if sent is None or sent.ask.on_glance is None:
-            return False
-        return sent.ask.on_glance(body)  # type: ignore[arg-type]  # an id of ours: no push
+        on_glance = None if sent is None else sent[0].on_glance
+        return on_glance is not None and on_glance(body)  # type: ignore[arg-type]  # an id of ours: no push
 
     def receive(self, frame: bytes, now: float) -> None:
         """Take what the broker sent.
@@ -287,7 +294,7 @@ class Session:
             self._greet_again(now)
             return
         del self._outstanding[message.id]
-        _answer(sent.ask, body)  # type: ignore[arg-type]  # an id of ours: no push
+        _answer(sent[0], body)  # type: ignore[arg-type]  # an id of ours: no push
 
     def _too_new(self, body: RequestBody) -> Refused:
         return Refused(
@@ -333,7 +340,7 @@ class Session:
 
     def _take_back(self) -> None:
         """What was not answered is to be asked again, in its order."""
-        self._queue.extendleft(sent.ask for sent in reversed(self._outstanding.values()))
+        self._queue.extendleft(ask for ask, _ in reversed(self._outstanding.values()))
         self._outstanding.clear()
 
     def _new_id(self) -> int:
@@ -380,7 +387,7 @@ def _framed(request_id: int, body: RequestBody) -> bytes | Refused:
     return frame
 
 
-def _answer(ask: Ask, body: ReplyBody) -> None:
+def _answer(ask: Question, body: ReplyBody) -> None:
     if ask.on_reply is not None:
         ask.on_reply(body)
     elif isinstance(body, Refused):
