@@ -41,6 +41,7 @@ Router = zmq.Socket[bytes]
 _TICK_S = 0.25
 # While somebody waits for a worker, its death is to be seen at once.
 _SHORT_TICK_S = 0.025
+_LONGEST_S = 2 * _TICK_S  # that passes in one turn
 # Messages that are answered before the door and the clock are looked at again.
 _MAX_TURN = 100
 _FILE_S = 2.0  # broker.json is looked after this often
@@ -173,10 +174,12 @@ class Broker:
         while not self._is_stopped:
             is_busy = self._board.services.is_busy
             wait_s = _SHORT_TICK_S if is_busy else max(next_tick - self._now, 0.0)
-            woken = dict(changes.poll(0 if must_look else int(wait_s * 1000) + 1))
+            woken = changes.poll(0 if must_look else int(wait_s * 1000) + 1)
             self._go_on()
             # One stranger a turn: a crowd of them keeps nobody else from being answered.
-            if is_knocking := (is_knocking or door in woken) and bool(doorman.poll(0)):
+            if is_knocking := (is_knocking or (door, select.POLLIN) in woken) and bool(
+                doorman.poll(0)
+            ):
                 request = doorman.recv_multipart()
                 doorman.send_multipart(zap.decide(request, self._allowed, self._note_stranger))
             must_look = self._take_turn() or is_knocking
@@ -196,7 +199,8 @@ class Broker:
         the silence of programs: they spoke, and were not heard.
         """
         looked_at, self._looked_at = self._looked_at, time.monotonic()
-        self._now += min(self._looked_at - looked_at, 2 * _TICK_S)
+        passed_s = self._looked_at - looked_at
+        self._now += passed_s if passed_s < _LONGEST_S else _LONGEST_S
 
     def _tick(self) -> None:
         if self._allowed.refresh():

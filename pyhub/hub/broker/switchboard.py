@@ -139,7 +139,7 @@ class Switchboard:
             return self.refuse("not_allowed", client.name, "that address is another key's")
         reply: ReplyBody | None
         try:
-            if isinstance(body, protocol.Hello):
+            if type(body) is protocol.Hello:
                 return self._hello(peer, client, body)
             if program is None:
                 return Refused("no_hello", "say hello first; the broker may have been restarted")
@@ -154,7 +154,7 @@ class Switchboard:
         except OSError as error:  # the store could not write it down, so it was not done
             reply = Refused("no_room", str(error)[:200])
         # "pending" is no refusal: it is asked again, many times a second.
-        if isinstance(reply, Refused) and reply.code != "pending":
+        if type(reply) is Refused and reply.code != "pending":
             return self.refuse(reply.code, client.name, reply.reason)
         return reply
 

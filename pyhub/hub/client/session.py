@@ -232,7 +232,7 @@ class Session:
         if not self.is_known or self._queue or len(self._outstanding) >= _WINDOW:
             return None
         frame = self._frame(ask, now)
-        return None if isinstance(frame, Refused) else frame
+        return frame if isinstance(frame, bytes) else None
 
     def _frame(self, ask: Question, now: float) -> bytes | Refused | None:
         """Return what is to be sent for `ask`, or why it cannot be; None: nobody wants it."""
@@ -244,7 +244,7 @@ class Session:
             return None if ask.is_news else self._too_new(body)
         request_id = 0 if ask.is_one_way else self._new_id()
         frame = _framed(request_id, body)
-        if not ask.is_one_way and not isinstance(frame, Refused):
+        if not ask.is_one_way and isinstance(frame, bytes):
             if not self._outstanding:
                 self._heard_at = now
             self._outstanding[request_id] = ask, now
@@ -378,7 +378,7 @@ def _framed(request_id: int, body: RequestBody) -> bytes | Refused:
     """
     try:
         frame = protocol.encode(protocol.Request(request_id, body))
-        if not isinstance(body, _CHECKED):
+        if type(body) not in _CHECKED:
             protocol.decode_request(frame)
     # Half a surrogate pair, a numpy scalar, a number beyond 64 bits: the caller's own
     # error, and no reason for the line to end.
