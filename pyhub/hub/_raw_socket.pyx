@@ -97,11 +97,17 @@ cdef class RawSocket:
         self._handle = NULL
         self._socket.close(linger_ms)
 
-    def send(self, bytes frame not None, bint more=False):
-        """Send a frame; False if there is no room, or a ROUTER does not know whom it is for."""
-        cdef const char *content = PyBytes_AS_STRING(frame)
-        cdef int flags = ZMQ_DONTWAIT | (ZMQ_SNDMORE if more else 0)
-        while zmq_send(self._open(), content, PyBytes_GET_SIZE(frame), flags) < 0:
+    def send(self, bytes frame not None):
+        """Send a frame; False if there is no room."""
+        return self._send(frame, 0)
+
+    def send_to(self, bytes peer not None, bytes frame not None):
+        """Have a ROUTER send a frame; False if it has no room, or does not know `peer`."""
+        return self._send(peer, ZMQ_SNDMORE) and self._send(frame, 0)
+
+    cdef bint _send(self, bytes part, int flags) except -1:
+        cdef const char *content = PyBytes_AS_STRING(part)
+        while zmq_send(self._open(), content, PyBytes_GET_SIZE(part), flags | ZMQ_DONTWAIT) < 0:
             if errno == EAGAIN or errno == EHOSTUNREACH:
                 return False
             if not self._is_interrupted():

@@ -41,8 +41,7 @@ def test_messages_go_both_ways(pair: Pair) -> None:
     assert router.receive_from() is None
     assert dealer.send(b"hello")
     assert router.receive_from() == (b"me", b"", b"hello", 0)
-    assert router.send(b"me", more=True)
-    assert router.send(bytes(1000))
+    assert router.send_to(b"me", bytes(1000))
     received: deque[bytes] = deque([b"before"])
     dealer.gather(received)
     assert list(received) == [b"before", bytes(1000)]
@@ -75,8 +74,8 @@ def test_all_is_gathered_and_the_descriptor_is_quiet(pair: Pair) -> None:
 
 def test_whom_nobody_knows_gets_nothing(pair: Pair) -> None:
     router = RawSocket(pair[0])
-    assert not router.send(b"a stranger", more=True)
-    assert not router.send(b"another one", more=True), "nothing of it is left in the socket"
+    assert not router.send_to(b"a stranger", b"hello")
+    assert not router.send_to(b"another one", b"hello"), "nothing of it is left in the socket"
 
 
 def test_a_full_line_takes_no_more() -> None:
@@ -88,6 +87,9 @@ def test_a_full_line_takes_no_more() -> None:
 def test_what_is_no_frame_is_refused(pair: Pair) -> None:
     with pytest.raises(TypeError):
         RawSocket(pair[1]).send(None)  # type: ignore[arg-type]
+    for parts in ((None, b""), (b"me", None)):
+        with pytest.raises(TypeError):
+            RawSocket(pair[0]).send_to(*parts)  # type: ignore[arg-type]
 
 
 def test_a_closed_socket_is_an_error_and_no_crash(pair: Pair) -> None:
@@ -97,7 +99,12 @@ def test_a_closed_socket_is_an_error_and_no_crash(pair: Pair) -> None:
     raw.close(0)
     assert raw.is_closed
     assert pair[1].closed
-    for use in (raw.receive_from, lambda: raw.send(b""), lambda: raw.gather(deque())):
+    for use in (
+        raw.receive_from,
+        lambda: raw.send(b""),
+        lambda: raw.send_to(b"", b""),
+        lambda: raw.gather(deque()),
+    ):
         with pytest.raises(zmq.ZMQError, match="non-socket"):
             use()
 
@@ -119,8 +126,7 @@ def test_signals_that_are_handled_are_no_errors(pair: Pair) -> None:
             while (message := router.receive_from()) is None:
                 pass
             assert message == (b"me", b"", b"there", 0)
-            assert router.send(b"me", more=True)
-            assert router.send(b"back")
+            assert router.send_to(b"me", b"back")
             n_messages += 1
             while len(received) < n_messages:
                 dealer.gather(received)

@@ -57,7 +57,9 @@ class Desk:
 
     def __init__(self, store: Store, heartbeat_s: float = 1.0) -> None:
         self.registry = Registry("epoch", endpoint_of, heartbeat_s)
-        self.board = Switchboard(self.registry, store, lambda *sent: None, lambda *refusal: None)
+        self.board = Switchboard(
+            self.registry, store, lambda peer, frame: True, lambda *refusal: None
+        )
         self.programs = self.registry.programs
 
     def answer(self, peer: bytes, body: RequestBody, now: float) -> ReplyBody:

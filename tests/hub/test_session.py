@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -72,13 +72,15 @@ class Broker:
 
     def __init__(self, store: Store, epoch: str) -> None:
         registry = Registry(epoch, lambda name: f"ipc://{name}")
-        self.sent: list[tuple[Sequence[bytes], ReplyBody | PushBody]] = []
+        self.sent: list[tuple[bytes, ReplyBody | PushBody]] = []
         self.board = Switchboard(registry, store, self.send, lambda *refusal: None)
         self.heard: list[RequestBody] = []
 
-    def send(self, peers: Sequence[bytes], body: ReplyBody | PushBody, request_id: int) -> None:
-        assert not request_id, "a push: replies are what `answer` returns"
-        self.sent.append((peers, body))
+    def send(self, peer: bytes, frame: bytes) -> bool:
+        reply = protocol.decode_reply(frame)
+        assert reply.id == 0, "a push: replies are what `answer` returns"
+        self.sent.append((peer, reply.body))
+        return True
 
     def answer(self, program: Program, now: float = 0.0, *, n_lost_pushes: int = 0) -> None:
         """Let both talk until they have no more to say."""
@@ -87,10 +89,10 @@ class Broker:
                 self.heard.append(request.body)
                 reply = self.reply(request.body, now)
                 sent, self.sent = self.sent, []
-                for peers, body in sent:
-                    if PEER in peers and n_lost_pushes:
+                for peer, body in sent:
+                    if peer == PEER and n_lost_pushes:
                         n_lost_pushes -= 1
-                    elif PEER in peers:
+                    elif peer == PEER:
                         program.hear(0, body, now)
                 program.hear(request.id, reply, now)
 

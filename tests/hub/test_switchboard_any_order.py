@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from hypothesis import settings
@@ -19,9 +18,7 @@ from pyhub.hub.broker.switchboard import Switchboard
 from pyhub.hub.protocol import (
     ChannelInfo,
     CommandInfo,
-    PushBody,
     Refused,
-    ReplyBody,
     RequestBody,
 )
 
@@ -63,10 +60,11 @@ class AnyOrder(RuleBasedStateMachine):
         self.board = Switchboard(registry, self.store, self.send, self.note_refusal, self.now)
         self.pushed: dict[bytes, int] = dict.fromkeys(PEERS, 0)
         self.owed.clear()
-        self.sent: list[tuple[Sequence[bytes], int]] = []
+        self.sent: list[tuple[bytes, int]] = []
 
-    def send(self, peers: Sequence[bytes], body: ReplyBody | PushBody, request_id: int) -> None:
-        self.sent.append((peers, request_id))
+    def send(self, peer: bytes, frame: bytes) -> bool:
+        self.sent.append((peer, protocol.decode_reply(frame).id))
+        return True
 
     def note_refusal(self, code: str, who: str, why: str) -> None:
         assert all((code, who, why))
@@ -91,13 +89,11 @@ class AnyOrder(RuleBasedStateMachine):
 
     def take(self) -> None:
         sent, self.sent = self.sent, []
-        for to, request_id in sent:
-            assert len(to) == len(set(to))
-            for peer in to:
-                if request_id:
-                    self.owed.remove((peer, request_id))  # once
-                else:
-                    self.pushed[peer] += 1
+        for peer, request_id in sent:
+            if request_id:
+                self.owed.remove((peer, request_id))  # once
+            else:
+                self.pushed[peer] += 1
 
     def twice(self, peer: bytes, body: RequestBody) -> None:
         """Ask, and ask again, as the first answer was lost: it is the same."""

@@ -8,7 +8,6 @@ import os
 import resource
 import select
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,6 @@ from pyhub.hub.broker.registry import Program, Registry
 from pyhub.hub.broker.store import Store
 from pyhub.hub.broker.switchboard import Gone, Switchboard
 from pyhub.hub.keys import KeyPair, load_or_create_keys, read_keys
-from pyhub.hub.protocol import Refused
 from pyhub.hub.runtime import BrokerFile, RuntimeDirectory
 from pyhub.names import lease_path
 
@@ -120,7 +118,9 @@ class Broker:
             doorman.bind(zap.ZAP_ENDPOINT)
             secure(router, keys.secret)
             self._router = RawSocket(router)
-            self._board = Switchboard(self._registry, store, self._send, self._note_refusal)
+            self._board = Switchboard(
+                self._registry, store, self._router.send_to, self._note_refusal
+            )
             router.bind(self._runtime.broker_endpoint)
             for endpoint in () if self._site is None else self._site.listen:
                 router.ipv6 = "[" in endpoint
@@ -244,28 +244,10 @@ class Broker:
             request_id = protocol.id_of(frame)
             body = self._board.refuse("bad_message", who, str(error)[:200])
         if body is not None and request_id != 0:  # one without any id is answered too
-            self._send([peer], body, request_id or 0)
+            # Who does not read, or has just gone, loses it: it asks again.
+            self._router.send_to(peer, _bounded(protocol.Reply(request_id or 0, body)))
         if self._board.is_ended:
             self.stop()
-
-    def _send(
-        self,
-        peers: Sequence[bytes],
-        body: protocol.ReplyBody | protocol.PushBody,
-        request_id: int,
-    ) -> None:
-        """Send; who does not read, or has just gone, loses it.
-
-        Of an answer, it asks again; what was pushed is counted.
-        """
-        frame = protocol.encode(protocol.Reply(request_id, body))
-        if len(frame) > protocol.MAX_REPLY_BYTES:
-            too_long = Refused("too_many", f"the answer takes {len(frame)} bytes")
-            frame = protocol.encode(protocol.Reply(request_id, too_long))
-        for peer in peers:
-            is_sent = self._router.send(peer, more=True) and self._router.send(frame)
-            if not is_sent and not request_id:
-                self._board.note_dropped(peer)
 
     # --- Who is there ---
 
@@ -350,6 +332,14 @@ def _bind(router: Router, endpoint: str) -> None:
             "  Another program may have that port, or this host no such address: see `ss -ltnp`. "
             "Choose another one under `listen` in the site's file."
         ) from error
+
+
+def _bounded(reply: protocol.Reply) -> bytes:
+    frame = protocol.encode(reply)
+    if len(frame) <= protocol.MAX_REPLY_BYTES:
+        return frame
+    too_long = protocol.Refused("too_many", f"the answer takes {len(frame)} bytes")
+    return protocol.encode(protocol.Reply(reply.id, too_long))
 
 
 def _allow_many_descriptors() -> None:

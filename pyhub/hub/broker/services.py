@@ -241,13 +241,17 @@ class Services:
         # Asked for again here, and unknown: it never came, unless such are forgotten.
         is_forgotten = body.epoch == self._epoch and self._has_forgotten
         may_have_begun = bool(body.worker) or body.epoch not in ("", self._epoch) or is_forgotten
-        if holder is None and not may_have_begun:
+        is_new = holder is None and not may_have_begun
+        if is_new:
             refusal = self._refusal(body)
             if refusal is not None:
                 return refusal
         deadline = self._now + body.timeout_s
         call = self._calls[body.call] = _Call(body, {peer: asked}, source, deadline)
         self._n_calls[peer] = n_calls + 1
+        if is_new and body.timeout_s > 0:
+            self._enqueue(call)
+            return None
         call.is_in_doubt = holder is None and may_have_begun
         if holder is not None and self._is_here(holder):
             self._execute(call, holder)

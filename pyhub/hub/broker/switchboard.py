@@ -43,8 +43,8 @@ _RIGHTS: dict[type[Any], tuple[Verb, Callable[[Any], str]]] = {
     protocol.Shutdown: ("administer", lambda body: "shutdown"),
 }
 
-# Sends a message to programs: in answer to that request of theirs, or, with 0, as a push.
-Send: TypeAlias = Callable[[Sequence[bytes], ReplyBody | PushBody, int], None]
+# Sends a frame to a program; False: it does not read, or has just gone.
+Send: TypeAlias = Callable[[bytes, bytes], bool]
 # Channels that are gone: their names, and whose they were.
 Gone: TypeAlias = list[tuple[str, Program]]
 
@@ -212,12 +212,6 @@ class Switchboard:
             if not program.client.may("register", channel.name):
                 gone = protocol.Unregister(channel.name, channel.segment_id)
                 self._unregister(peer, program, gone)
-
-    def note_dropped(self, peer: bytes) -> None:
-        """Count a push for which `peer` had no room."""
-        self.counters["dropped: pushes"] += 1
-        if program := self.registry.programs.get(peer):
-            program.n_dropped += 1
 
     def _drop(self, peer: bytes, why: str) -> Gone:
         """Forget a program, but for its calls and services; its channels."""
@@ -404,14 +398,19 @@ class Switchboard:
     def _push(
         self, peers: Sequence[bytes], body: PushBody | Accepted, request_id: int = 0, /
     ) -> None:
+        """Tell those that are here; of an answer that is lost, its program asks again."""
+        frame = protocol.encode(protocol.Reply(request_id, body))
         programs = self.registry.programs
-        here = []
         for peer in peers:
-            if (program := programs.get(peer)) is not None:
-                program.n_pushed += request_id == 0
-                here.append(peer)
-        if here:
-            self._send(here, body, request_id)
+            program = programs.get(peer)
+            if program is None:
+                continue
+            is_sent = self._send(peer, frame)
+            if not request_id:
+                program.n_pushed += 1
+                if not is_sent:
+                    program.n_dropped += 1
+                    self.counters["dropped: pushes"] += 1
 
     def _may_offer(self, peer: bytes, service: str) -> bool:
         program = self.registry.programs.get(peer)
