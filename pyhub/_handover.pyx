@@ -11,13 +11,16 @@ finalizers; none of what is changed here is half done at those points.)
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
+from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close as close_descriptor
 from posix.unistd cimport getpid, pid_t, read, write
 
 from pyhub._abi cimport phb_futex_wait, phb_futex_wake, phb_monotonic_ns
 
-__all__ = ["Answer", "Bell", "Ears", "Turn", "Wake", "keep_newest", "take"]
+__all__ = [
+    "Answer", "Bell", "Ears", "Turn", "Wake", "deadline_after", "keep_newest", "left_until", "take",
+]
 
 cdef extern from "sys/eventfd.h" nogil:
     int eventfd(unsigned int initval, int flags)
@@ -185,6 +188,10 @@ cdef class Answer:
         while self._callbacks:
             self._callbacks.pop()()
         return True
+
+    cpdef bint is_awaited(self) noexcept:
+        """Whether it was not given yet."""
+        return not self.is_done
 
     cpdef bint wait(self, double timeout_s) except -1:
         """Sleep until it is given, at most so long; whether it is."""
@@ -445,6 +452,35 @@ cdef class Ears:
         event.events = 0 if self._listener else EPOLLIN
         event.data.fd = self._descriptor
         return epoll_ctl(self._epoll, operation, self._descriptor, &event)
+
+
+def deadline_after(timeout_s):
+    """Return when a wait of `timeout_s` ends, in monotonic time (s); None: never, infinity.
+
+    Raises
+    ------
+    ValueError
+        It is no time: negative, or not a number.
+    """
+    cdef double seconds
+    if timeout_s is None:
+        return INFINITY
+    try:
+        seconds = timeout_s + 0.0  # a text is no time, though float() takes it
+    except OverflowError:  # an integer beyond all floats
+        return INFINITY
+    if not seconds >= 0:  # NaN neither
+        raise ValueError(
+            f"timeout_s={timeout_s!r} is no time to wait.\n"
+            "  Use seconds, 0 for not at all, or None for as long as it takes."
+        )
+    return 1e-9 * phb_monotonic_ns() + seconds
+
+
+def left_until(double deadline):
+    """Return the seconds that are left: not below 0, and finite."""
+    cdef double left_s = deadline - 1e-9 * phb_monotonic_ns()
+    return 0.0 if left_s <= 0 else left_s if left_s < _LONGEST_S else _LONGEST_S
 
 
 def take(items, Py_ssize_t n_items):

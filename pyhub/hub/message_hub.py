@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pyhub._handover import deadline_after, left_until
 from pyhub.datablock import DataBlockConsumer, DataBlockProducer, Policy, Wait
 from pyhub.errors import (
     BrokerRefused,
@@ -29,7 +30,6 @@ from pyhub.hub.client.connection import Connection
 from pyhub.hub.client.events import LogHandler, publication
 from pyhub.hub.client.holdings import Holdings
 from pyhub.hub.client.notifications import NotificationListener, NotificationPublisher
-from pyhub.hub.client.patience import deadline_after, left_until
 from pyhub.hub.client.service import Service
 from pyhub.hub.client.state import State
 from pyhub.hub.client.watching import EventFeed

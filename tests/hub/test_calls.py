@@ -30,6 +30,7 @@ from pyhub import (
     MessageHub,
     WaitTimeout,
 )
+from pyhub._handover import left_until
 from pyhub.errors import (
     BrokerRefused,
     CallCancelled,
@@ -42,7 +43,6 @@ from pyhub.errors import (
 )
 from pyhub.hub import protocol
 from pyhub.hub.client.failures import raised
-from pyhub.hub.client.patience import left_until
 from pyhub.hub.client.session import Ask
 from pyhub.hub.client.values import MAX_VALUE_BYTES, pack
 from pyhub.hub.runtime import RuntimeDirectory

@@ -6,7 +6,7 @@ import os
 from collections.abc import Generator
 from typing import Any
 
-from pyhub._handover import Answer
+from pyhub._handover import Answer, deadline_after, left_until
 from pyhub.errors import (
     CallCancelled,
     ChannelClosed,
@@ -18,7 +18,6 @@ from pyhub.errors import (
 from pyhub.hub import protocol
 from pyhub.hub.client.connection import Connection, done_in_loop, refusal
 from pyhub.hub.client.feed import Feed
-from pyhub.hub.client.patience import deadline_after, left_until
 from pyhub.hub.client.values import pack, unpack
 from pyhub.hub.protocol import Accepted, Failure, Refused, ReplyBody
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import operator
 import types
 import typing
 from collections.abc import Callable
@@ -94,10 +95,11 @@ class Command:
 
     def _fits(self, arguments: dict[str, Any]) -> bool:
         """Whether these are all its parameters, each of exactly the type that is asked for."""
+        asked_for = self._types
         return (
             self._is_plain
-            and arguments.keys() == self._types.keys()
-            and all(type(value) is self._types[name] for name, value in arguments.items())
+            and arguments.keys() == asked_for.keys()
+            and all(map(operator.is_, map(type, arguments.values()), map(asked_for.get, arguments)))
         )
 
     def _taken(self, name: str, value: Any, hint: Any) -> Any:

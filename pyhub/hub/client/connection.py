@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import zmq
 
 from pyhub._core import process_lease
-from pyhub._handover import Answer, Ears, Turn
+from pyhub._handover import Answer, Ears, Turn, deadline_after, left_until
 from pyhub.errors import (
     AccessDenied,
     BrokerRefused,
@@ -29,7 +29,6 @@ from pyhub.errors import (
 )
 from pyhub.hub import protocol
 from pyhub.hub._raw_socket import RawSocket
-from pyhub.hub.client.patience import deadline_after, left_until
 from pyhub.hub.client.session import Ask, OnReply, Program, Question, Session, Unreadable
 from pyhub.hub.protocol import Refused, ReplyBody, RequestBody
 from pyhub.hub.runtime import BrokerConfig, BrokerFile, RuntimeDirectory
@@ -103,7 +102,7 @@ class Connection:
         self._inbox: deque[Question] = deque()
         self._unsent: deque[bytes] = deque()  # for which the socket had no room
         self._received: deque[bytes] = deque()  # and not taken yet
-        self._is_seen = False  # whether who waits for these has them already
+        self._n_seen = 0  # of these, which those who wait for them have already
         # Those that are waited for, to be told of failures: as long as they are, however
         # that ends.
         self._waiting: weakref.WeakValueDictionary[int, Answer[Any]] = weakref.WeakValueDictionary()
@@ -238,7 +237,7 @@ class Connection:
         self.check_turn()
         while not answer.is_done and (left_s := left_until(deadline)):
             self.check_fork()
-            if not self.listen_while(lambda: not answer.is_done, deadline):
+            if not self.listen_while(answer.is_awaited, deadline):
                 answer.wait(left_s)
         return answer.is_done
 
@@ -386,12 +385,11 @@ class Connection:
         """
         if self._socket is None:
             return
-        was_seen = self._is_seen or not self._received
-        self._is_seen = False  # until the end of this
-        new = self._socket.gather(self._received)
+        new, received = self._socket.gather(self._received), self._received
         # In their order: what waits behind something that has to be taken, waits as well.
-        self._is_seen = was_seen and all(map(self._session.glance, new))
-        if not self._is_seen or len(self._received) > _MAX_SEEN or self._unsent:
+        if self._n_seen + len(new) == len(received) and all(map(self._session.glance, new)):
+            self._n_seen = len(received)
+        if self._n_seen < len(received) or len(received) > _MAX_SEEN or self._unsent:
             self._ears.call()
 
     def _give_up(self, answer: Answer[Any]) -> None:
@@ -470,6 +468,7 @@ class Connection:
             is_full = bool(self._unsent)
 
     def _take_received(self) -> None:
+        self._n_seen = 0
         while self._received:
             self._take(self._received.popleft())
 
@@ -549,6 +548,7 @@ class Connection:
             self._socket = self._broker = None
             self._unsent.clear()
             self._received.clear()
+            self._n_seen = 0
             if self._is_mute:
                 self._first_answer_s = min(2 * self._first_answer_s, _LONGEST_FIRST_ANSWER_S)
             self._session.lost_line()

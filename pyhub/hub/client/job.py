@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyhub._handover import Bell
+from pyhub._handover import Bell, deadline_after, left_until
 from pyhub.errors import CallCancelled
 from pyhub.hub import protocol
 from pyhub.hub.client.connection import Connection
-from pyhub.hub.client.patience import deadline_after, left_until
 from pyhub.hub.client.session import Ask
 from pyhub.hub.client.values import pack
 
