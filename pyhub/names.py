@@ -39,12 +39,17 @@ def check_name(name: str, what: str = "channel") -> str:
         with ``.`` or ``-``. A name becomes part of a file's name and of a
         notification topic.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _is_name(name):
         raise InvalidName(
             f"{name!r} cannot be the name of a {what}.\n"
             "  Use 1 to 200 letters, digits, '.', '_' and '-', the first one no '.' or '-'."
         )
     return name
+
+
+@functools.lru_cache(maxsize=1024)  # a program has few of them, and says them often
+def _is_name(text: str) -> bool:
+    return bool(_NAME.fullmatch(text))
 
 
 def check_topic(name: str) -> str:

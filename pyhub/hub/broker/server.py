@@ -21,6 +21,7 @@ from pyhub.hub.broker import zap
 from pyhub.hub.broker.allow_list import AllowList
 from pyhub.hub.broker.audit import Audit
 from pyhub.hub.broker.registry import Program, Registry
+from pyhub.hub.broker.rights import Client
 from pyhub.hub.broker.store import Store
 from pyhub.hub.broker.switchboard import Gone, Switchboard
 from pyhub.hub.keys import KeyPair, load_or_create_keys, read_keys
@@ -171,15 +172,15 @@ class Broker:
         # To send may make one quiet, too, though something has come.
         next_tick, next_look, must_look, is_knocking = _TICK_S, 0.0, True, False
         self._looked_at = time.monotonic()  # to wait for its turn was no time of its own
-        while not self._is_stopped:
+        while not (self._is_stopped or self._board.is_ended):
             is_busy = self._board.services.is_busy
             wait_s = _SHORT_TICK_S if is_busy else max(next_tick - self._now, 0.0)
             woken = changes.poll(0 if must_look else int(wait_s * 1000) + 1)
             self._go_on()
             # One stranger a turn: a crowd of them keeps nobody else from being answered.
-            if is_knocking := (is_knocking or (door, select.POLLIN) in woken) and bool(
-                doorman.poll(0)
-            ):
+            is_knocking = is_knocking or (door, select.POLLIN) in woken
+            is_knocking = is_knocking and bool(doorman.poll(0))
+            if is_knocking:
                 request = doorman.recv_multipart()
                 doorman.send_multipart(zap.decide(request, self._allowed, self._note_stranger))
             must_look = self._take_turn() or is_knocking
@@ -229,7 +230,6 @@ class Broker:
         body: protocol.ReplyBody | None
         # The doorman said whose key it is; libzmq writes it on each message.
         client = self._allowed.client_of(key)
-        who = key.decode()[:8] if client is None else client.name
         try:
             if n_more:
                 raise ValueError(f"{n_more} frames too many")
@@ -237,17 +237,16 @@ class Broker:
             request_id = request.id
             if client is None:
                 # Its right was taken away after it had come in; who asked, is told.
-                body = self._board.refuse("not_allowed", who, "its key is allowed no more")
+                why = "its key is allowed no more"
+                body = self._board.refuse("not_allowed", _who(key, client), why)
             else:
                 body = self._board.answer(peer, client, request.body, self._now, request_id)
         except ValueError as error:
             request_id = protocol.id_of(frame)
-            body = self._board.refuse("bad_message", who, str(error)[:200])
+            body = self._board.refuse("bad_message", _who(key, client), str(error)[:200])
         if body is not None and request_id != 0:  # one without any id is answered too
             # Who does not read, or has just gone, loses it: it asks again.
             self._router.send_to(peer, _bounded(protocol.Reply(request_id or 0, body)))
-        if self._board.is_ended:
-            self.stop()
 
     # --- Who is there ---
 
@@ -332,6 +331,10 @@ def _bind(router: Router, endpoint: str) -> None:
             "  Another program may have that port, or this host no such address: see `ss -ltnp`. "
             "Choose another one under `listen` in the site's file."
         ) from error
+
+
+def _who(key: bytes, client: Client | None) -> str:
+    return key.decode()[:8] if client is None else client.name
 
 
 def _bounded(reply: protocol.Reply) -> bytes:

@@ -97,7 +97,7 @@ class Switchboard:
             store.workers(),
             now,
         )
-        self._handlers: dict[type[Any], Callable[[bytes, Program, Any], ReplyBody | None]] = {
+        handlers: dict[type[Any], Callable[[bytes, Program, Any], ReplyBody | None]] = {
             protocol.Ping: lambda peer, program, body: registry.welcome(program),
             protocol.Goodbye: self._goodbye,
             protocol.ListPrograms: self._list_programs,
@@ -123,6 +123,9 @@ class Switchboard:
             protocol.Unwatch: self._unwatch,
             protocol.Publish: self._publish,
         }
+        self._ways = {
+            kind: (*_RIGHTS.get(kind, (None, str)), handler) for kind, handler in handlers.items()
+        }
 
     def answer(
         self, peer: bytes, client: Client, body: RequestBody, now: float, request_id: int = 0
@@ -144,11 +147,11 @@ class Switchboard:
             if program is None:
                 return Refused("no_hello", "say hello first; the broker may have been restarted")
             program.last_heard = now
-            needed = _RIGHTS.get(type(body))
-            if needed is None or client.may(needed[0], name := needed[1](body)):
-                reply = self._handlers[type(body)](peer, program, body)
+            verb, name_of, handle = self._ways[type(body)]
+            if verb is None or client.may(verb, name := name_of(body)):
+                reply = handle(peer, program, body)
             else:
-                reply = _not_allowed(client, needed[0], name)
+                reply = _not_allowed(client, verb, name)
         except InvalidName as error:
             reply = Refused("bad_message", str(error)[:200])
         except OSError as error:  # the store could not write it down, so it was not done

@@ -487,7 +487,8 @@ class Connection:
             self._unsent.popleft()
 
     def _take(self, frame: bytes) -> None:
-        self._is_mute, self._answer_by, self._first_answer_s = False, 0.0, _FIRST_ANSWER_S
+        if self._is_mute:
+            self._is_mute, self._answer_by, self._first_answer_s = False, 0.0, _FIRST_ANSWER_S
         try:
             self._session.receive(frame, time.monotonic())
         except Unreadable as error:

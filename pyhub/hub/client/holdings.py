@@ -45,7 +45,7 @@ class Holdings:
         self.watching = Watching()
         self._takers: dict[type[PushBody], Callable[[Any], None]] = {
             protocol.Execute: self.services.take,
-            protocol.Abort: self.services.take,
+            protocol.Abort: self.services.abort,
             protocol.Finished: self.calls.take,
             protocol.Progressed: self.calls.take,
             protocol.StateChanged: self.watching.take,

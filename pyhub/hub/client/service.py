@@ -283,13 +283,14 @@ class Services:
             calls = [*self._outcomes.calls(), *self._jobs]
         return [Ask(protocol.Hold(calls[-_MAX_HELD:]), None, is_news=True)]
 
-    def take(self, body: protocol.Execute | protocol.Abort) -> None:
-        """Take what the broker pushed."""
-        if isinstance(body, protocol.Abort):
-            job = self._jobs.get(body.call)
-            if job is not None:
-                job.cancel()
-            return
+    def abort(self, body: protocol.Abort) -> None:
+        """Hear that nobody waits for a call any more."""
+        job = self._jobs.get(body.call)
+        if job is not None:
+            job.cancel()
+
+    def take(self, body: protocol.Execute) -> None:
+        """Take a call that the broker pushed."""
         assert self.connection is not None
         with self.lock:
             kept = self._outcomes.get(body.call)
