@@ -358,7 +358,8 @@ class Connection:
         self._unsent.append(frame)
         self._flush(self._socket)
         # To send may make the descriptor quiet, though something has come.
-        self._receive()
+        if self._socket.gather(self._received) or self._unsent:
+            self._receive()
         return True
 
     def _receive(self) -> None:
@@ -456,31 +457,25 @@ class Connection:
 
     def _exchange(self) -> None:
         """Take what has come, and send what is to be sent, until there is neither."""
-        must_look, is_full = True, False
-        while must_look:
+        is_full = False
+        while True:
             if self._socket is not None:
                 self._socket.gather(self._received)
             self._take_received()
             while self._inbox:
                 self._session.ask(self._inbox.popleft())
+            if self._socket is not None and not self._unsent:
+                self._unsent.extend(self._session.outgoing(time.monotonic()))
+            if self._socket is None or is_full or not self._unsent:
+                break
             # To send may make the descriptor quiet, though something has come.
-            must_look = self._socket is not None and self._send(self._socket) and not is_full
+            self._flush(self._socket)
             is_full = bool(self._unsent)
 
     def _take_received(self) -> None:
         self._n_seen = 0
         while self._received:
             self._take(self._received.popleft())
-
-    def _send(self, line: RawSocket) -> bool:
-        """Send what there is, as far as there is room; whether there was something."""
-        if not self._unsent:
-            frames = self._session.outgoing(time.monotonic())
-            if not frames:
-                return False
-            self._unsent.extend(frames)
-        self._flush(line)
-        return True
 
     def _flush(self, line: RawSocket) -> None:
         while self._unsent and line.send(self._unsent[0]):  # else it does not read: later
