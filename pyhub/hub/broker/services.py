@@ -72,21 +72,24 @@ class _Asked(NamedTuple):
     since: float
 
 
-@dataclass(slots=True)
 class _Call:
-    request: protocol.Call
-    # What comes of it is told to each: as the answer to what it asked, or as a push.
-    callers: dict[bytes, _Asked | None]
-    source: str
-    deadline: float
     worker: bytes | None = None  # who has it
     # It waits for workers to come back: one of them may have begun it.
-    is_in_doubt: bool = False
-    may_be_done: bool = False  # its worker is asked again for what came of it
-    is_idempotent: bool = False  # as its worker offered it
-    is_aborted: bool = False  # its worker was told that nobody waits any more
-    n_lost: int = 0  # workers that may have begun it, and are gone
-    silent: set[bytes] = field(default_factory=set)  # callers that may come back
+    is_in_doubt = False
+    may_be_done = False  # its worker is asked again for what came of it
+    is_idempotent = False  # as its worker offered it
+    is_aborted = False  # its worker was told that nobody waits any more
+    n_lost = 0  # workers that may have begun it, and are gone
+    silent: frozenset[bytes] = frozenset()  # callers that may come back
+
+    def __init__(
+        self, request: protocol.Call, caller: bytes, asked: _Asked | None, source: str, now: float
+    ) -> None:
+        self.request = request
+        # What comes of it is told to each: as the answer to what it asked, or as a push.
+        self.callers = {caller: asked}
+        self.source = source
+        self.deadline = now + request.timeout_s
 
 
 class Services:
@@ -246,8 +249,7 @@ class Services:
             refusal = self._refusal(body)
             if refusal is not None:
                 return refusal
-        deadline = self._now + body.timeout_s
-        call = self._calls[body.call] = _Call(body, {peer: asked}, source, deadline)
+        call = self._calls[body.call] = _Call(body, peer, asked, source, self._now)
         self._n_calls[peer] = n_calls + 1
         if is_new and body.timeout_s > 0:
             self._enqueue(call)
@@ -369,7 +371,7 @@ class Services:
             is_caller = peer in call.callers
             if is_caller:
                 self._drop_caller(call, peer)
-                call.silent.update([peer] if may_come_back else ())
+                call.silent |= {peer} if may_come_back else set()
             if call.worker == peer:
                 self._lose_worker(call)
             elif is_caller and not call.callers and call.worker is None:
@@ -537,7 +539,7 @@ class Services:
             self._dispatch(call.request.service)
 
     def _add_caller(self, call: _Call, peer: bytes, asked: _Asked | None) -> None:
-        call.silent.discard(peer)
+        call.silent -= {peer}
         former = call.callers.get(peer)
         if peer not in call.callers:
             self._n_calls[peer] = self._n_calls.get(peer, 0) + 1
