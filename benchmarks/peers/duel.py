@@ -43,7 +43,8 @@ def latencies_us(
     ways
         Each with its adapter's module and its name.
     rate_hz
-        Of each way; between two frames of one comes one of each other.
+        Of each way; between two frames of one comes one of each other. Less where the
+        receiver is behind: each frame is sent when the one before has been taken.
     pinned
         Whether each process keeps to a core of its own. Otherwise the kernel now
         and then wakes a sleeper on the sender's core, one of the ways more often
@@ -55,11 +56,12 @@ def latencies_us(
         cores = sorted(os.sched_getaffinity(0))[:2]
     with _places(ways, n_words) as (context, leftovers, places):
         pipes, children = [], []
+        n_taken = context.Value("q", _FIRST, lock=False)
         for target, core in zip((_send, _receive), cores, strict=True):
             here, there = context.Pipe()
             child = context.Process(
                 target=target,
-                args=(there, core, ways, places, n_words, n_frames, rate_hz),
+                args=(there, core, ways, places, n_words, n_frames, rate_hz, n_taken),
                 daemon=True,
             )
             child.start()
@@ -127,6 +129,7 @@ def _send(
     n_words: int,
     n_frames: int,
     rate_hz: float,
+    n_taken: Any,
 ) -> None:
     _keep_to(core)
     with contextlib.ExitStack() as stack:
@@ -142,11 +145,16 @@ def _send(
                 sender.send(number)
             number += 1
         due = time.perf_counter()
+        n_sent = _FIRST
         for number in range(_FIRST, _FIRST + _WARM_UP + n_frames):
             for sender in senders:
                 due += period_s
                 time.sleep(max(due - time.perf_counter(), 0))
+                while n_taken.value < n_sent and not pipe.poll():  # it is behind: no queue
+                    time.sleep(period_s / 10)
+                    due = time.perf_counter()
                 sender.send(number)
+                n_sent += 1
         pipe.recv()
         _hear(pipe, "nobody ends this")
 
@@ -159,6 +167,7 @@ def _receive(
     n_words: int,
     n_frames: int,
     rate_hz: float,
+    n_taken: Any,
 ) -> None:
     _keep_to(core)
     try:
@@ -174,6 +183,7 @@ def _receive(
             for number in range(_FIRST, _FIRST + _WARM_UP + n_frames):
                 for receiver, mine in zip(receivers, taken, strict=True):
                     mine.append(_take(receiver, number))
+                    n_taken.value += 1
             pipe.send([mine.tobytes() for mine in taken])
             _hear(pipe, "nobody ends this")
     except Exception as error:
