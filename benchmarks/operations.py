@@ -8,12 +8,16 @@ The difference of the two parts, divided by 2,000, is one operation.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import itertools
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +28,11 @@ from surroundings import own_directories
 
 import pyhub
 from pyhub.codec import decode, encode
+from pyhub.hub import protocol
+from pyhub.hub.broker.registry import Registry
+from pyhub.hub.broker.rights import Client
+from pyhub.hub.broker.store import Store
+from pyhub.hub.broker.switchboard import Switchboard
 
 __all__ = ["FEW", "MANY", "OPERATIONS", "PARTS", "per_operation"]
 
@@ -343,6 +352,45 @@ def decode_numpy() -> Iterator[Call]:
     assert np.array_equal(decode(packed)["roi_sums"], WITH_NUMPY["roi_sums"])
 
 
+# --- The hub, without its sockets ---
+
+
+@contextmanager
+def call_in_broker() -> Iterator[Call]:
+    """Lead a call to its worker, and what came of it to its caller: from bytes to bytes."""
+    sent: list[bytes] = []
+    numbers, client = itertools.count(1), Client("bench", "admin", {})
+
+    def send(peer: bytes, frame: bytes) -> bool:
+        sent[:] = [frame]
+        return True
+
+    def ask(peer: bytes, body: protocol.RequestBody, request_id: int = 0) -> None:
+        request = protocol.decode_request(protocol.encode(protocol.Request(request_id, body)))
+        board.answer(peer, client, request.body, 0.0, request_id)
+
+    def call() -> None:
+        number = next(numbers)
+        name = number.to_bytes(16, "little")
+        ask(b"caller", protocol.Call(name, "bench", "echo", b"\x80", 10.0), number)
+        ask(b"worker", protocol.Outcome(name, b"\x01"))
+
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        contextlib.closing(Store(Path(directory, "state.db"))) as store,
+    ):
+        board = Switchboard(Registry("epoch", str), store, send, lambda *refusal: None)
+        for lease, peer in enumerate((b"caller", b"worker")):
+            ask(peer, protocol.Hello(protocol.PROTOCOL, "host", 1, lease, "leases"))
+        ask(b"worker", protocol.Offer("bench", [protocol.CommandInfo("echo")]))
+        yield call
+        reply = protocol.decode_reply(sent[0])
+        n_called = next(numbers) - 1
+        assert reply.id == n_called, "the last call was not answered"
+        assert isinstance(reply.body, protocol.Finished)
+        assert reply.body.value == b"\x01"
+
+
 # --- No part of pyhub ---
 
 
@@ -406,6 +454,7 @@ OPERATIONS: dict[str, Callable[[], AbstractContextManager[Call]]] = {
         decode_parameters,
         encode_numpy,
         decode_numpy,
+        call_in_broker,
         interpreter,
     )
 }

@@ -162,9 +162,11 @@ TARGETS = [
     _latency(_SPIN, _FLOORS[_SPIN], "64 B", 1.3),
     _latency(_SPIN, _BARE[_SPIN], "64 B", None),
     _speed(_SPIN, _ICEORYX2[_SPIN], "64 B", 2.5),
+    _speed(_BARE[_SPIN], _ICEORYX2[_SPIN], "64 B", None),  # what nothing safe can do
     _latency(_FUTEX, _FLOORS[_FUTEX], "64 B", 1.15),
     _latency(_FUTEX, _BARE[_FUTEX], "64 B", None),
     _speed(_FUTEX, _ICEORYX2[_FUTEX], "64 B", 1.7),
+    _speed(_BARE[_FUTEX], _ICEORYX2[_FUTEX], "64 B", None),
     _latency(_MESSAGE, _PYZMQ, "64 B", 1.2),
     # What the kernel takes to rouse a processor hides the ways themselves.
     _latency(_FUTEX, _FLOORS[_FUTEX], "64 B", 1.15, awake=True),

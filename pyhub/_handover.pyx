@@ -62,7 +62,7 @@ cdef extern from "errno.h" nogil:
         EINTR
 
 cdef int64_t _LONGEST_NS = 3_600_000_000_000  # one sleep; then it is looked again
-cdef double _LONGEST_S = 1e9
+cdef double _LONGEST_S = 1e9  # as messages have it, too (`protocol.Seconds`)
 
 
 cdef int64_t _until(double timeout_s) noexcept:
@@ -295,7 +295,7 @@ cdef class Ears:
     cdef int _descriptor
     cdef unsigned long _listener  # who stands in
     cdef int _depth
-    cdef uint64_t n_nudges  # of who stands in: read it before you look
+    cdef uint64_t n_nudges  # of who stands in
     cdef bint _is_closed
     cdef pid_t _pid
 
@@ -388,17 +388,19 @@ cdef class Ears:
         try:
             while self._descriptor >= 0:
                 seen = self.n_nudges
+                # Nothing here need be Python's, which looks for signals itself.
+                PyErr_CheckSignals()
                 if not is_needed():
                     break
-                left_s = deadline - 1e-9 * phb_monotonic_ns()
-                if left_s <= 0:
+                left_s = left_until(deadline)
+                if left_s == 0:
                     break
                 # What came before, was taken by whoever sent or received last.
                 self._wait(seen, left_s)
                 if getpid() != self._pid:  # in a signal's handler
                     break
                 if line._holder:
-                    line._bell.wait(line._bell.n_strokes, left_s)
+                    line._bell.wait(line._bell.n_strokes, left_until(deadline))
                     continue
                 line._take(PyThread_get_thread_ident())
                 try:
@@ -413,6 +415,8 @@ cdef class Ears:
         cdef unsigned long me = PyThread_get_thread_ident()
         if (self._listener and self._listener != me) or self._descriptor < 0 or self._is_closed:
             return False
+        if getpid() != self._pid:  # its parent listens, by the same descriptors
+            return False
         self._depth += 1
         if self._listener == 0:
             self._listener = me
@@ -421,7 +425,7 @@ cdef class Ears:
 
     cdef void _end(self):
         self._depth -= 1
-        if self._depth == 0:
+        if self._depth == 0 and getpid() == self._pid:
             self._listener = 0
             self._control(EPOLL_CTL_MOD)
             if self._is_closed:
@@ -477,7 +481,7 @@ def deadline_after(timeout_s):
     return 1e-9 * phb_monotonic_ns() + seconds
 
 
-def left_until(double deadline):
+cpdef double left_until(double deadline) noexcept:
     """Return the seconds that are left: not below 0, and finite."""
     cdef double left_s = deadline - 1e-9 * phb_monotonic_ns()
     return 0.0 if left_s <= 0 else left_s if left_s < _LONGEST_S else _LONGEST_S

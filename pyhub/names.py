@@ -39,7 +39,7 @@ def check_name(name: str, what: str = "channel") -> str:
         with ``.`` or ``-``. A name becomes part of a file's name and of a
         notification topic.
     """
-    if not isinstance(name, str) or not _is_name(name):
+    if not isinstance(name, str) or len(name) > 200 or not _is_name(name):
         raise InvalidName(
             f"{name!r} cannot be the name of a {what}.\n"
             "  Use 1 to 200 letters, digits, '.', '_' and '-', the first one no '.' or '-'."

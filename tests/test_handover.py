@@ -10,6 +10,7 @@ import os
 import resource
 import select
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -429,6 +430,84 @@ def test_an_error_ends_it_and_gives_all_back(ears: Ears, owner: Owner) -> None:
         n_woken = owner.n_woken
         owner.wake.wake()
         assert eventually(lambda n_before=n_woken: owner.n_woken > n_before)  # type: ignore[misc]
+
+
+def test_a_signal_is_handled_though_the_line_is_held_elsewhere(ears: Ears, owner: Owner) -> None:
+    """It may come while this thread is awake already, and waits for the GIL: no call fails by it."""
+    line, sent_at = Turn(), list[float]()
+    answer: Answer[int] = Answer(ears)
+
+    def hold() -> None:
+        time.sleep(SHORT_S)
+        with line:
+            ears.nudge()
+            spin(SHORT_S)  # who was nudged is awake, and waits
+            os.kill(os.getpid(), signal.SIGINT)
+            sent_at.append(time.monotonic())
+            spin(SHORT_S)
+            time.sleep(SHORT_S)  # gives the GIL away, not the line
+
+    former = sys.getswitchinterval()
+    sys.setswitchinterval(100 * SHORT_S)
+    thread = threading.Thread(target=hold)
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            ears.listen_while(answer.is_awaited, int, line, time.monotonic() + WATCHDOG_S)
+        assert time.monotonic() - sent_at[0] < WATCHDOG_S / 2
+    finally:
+        sys.setswitchinterval(former)
+        thread.join()
+
+
+def spin(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def test_nobody_listens_in_a_forks_child(ears: Ears) -> None:
+    """It shares the descriptors with its parent, which would hear nothing any more."""
+    wake = Wake()
+    ears.open(wake.fd)
+    pid = os.fork()
+    if pid == 0:
+        is_mine = ears.listen_while(lambda: True, int, Turn(), time.monotonic() + WATCHDOG_S)
+        os._exit(int(is_mine))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    ears.shut()
+    wake.close()
+
+
+def test_a_fork_amid_a_wait_takes_nothing_from_the_parent(ears: Ears, owner: Owner) -> None:
+    children, received = list[int](), list[int]()
+
+    def fork(*_: object) -> None:
+        children.append(os.fork())
+
+    former = signal.signal(signal.SIGALRM, fork)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, SHORT_S)
+        listen(ears, lambda: not children, lambda: received.append(os.getpid()))
+    finally:
+        if children == [0]:
+            os._exit(len(received))
+        signal.signal(signal.SIGALRM, former)
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+    n_woken = owner.n_woken
+    owner.wake.wake()
+    assert eventually(lambda: owner.n_woken > n_woken)
+
+
+def test_it_lasts_no_longer_because_the_line_is_held_elsewhere(ears: Ears, owner: Owner) -> None:
+    line = Turn()
+    with held_elsewhere(line):
+        timer = threading.Timer(9 * SHORT_S, ears.nudge)
+        timer.start()
+        began = time.monotonic()
+        assert ears.listen_while(lambda: True, int, line, began + 10 * SHORT_S)
+        assert time.monotonic() - began < 15 * SHORT_S
+        timer.join()
 
 
 def test_it_lasts_until_its_deadline(ears: Ears, owner: Owner) -> None:

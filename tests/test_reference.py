@@ -38,7 +38,16 @@ WITH_SENTENCE = (StateFeed, EventFeed)
 # Public for other parts of the hub, and not for its users.
 INTERNAL = {
     "BrokerConfig": {"resolved_endpoint"},
-    "PendingCall": {"was_sent", "give_up", "request", "accepted", "glance", "finish", "fail"},
+    "PendingCall": {
+        "was_sent",
+        "give_up",
+        "is_wanted",
+        "body",
+        "on_reply",
+        "on_glance",
+        "finish",
+        "fail",
+    },  # fmt: skip,
     "Service": {"put", "offer"},
     "Job": {"cancel"},
     "StateEntry": {"of"},

@@ -115,24 +115,15 @@ cdef class RawSocket:
         return True
 
     def gather(self, received):
-        """Take all messages, of one frame each, that are there, and append them to `received`.
-
-        Returns
-        -------
-        list of bytes
-            Those that were taken.
-        """
+        """Take all messages, of one frame each, that are there, and append them to `received`."""
         cdef zmq_msg frame
         cdef bytes taken
-        cdef list new = []
         while self._receive(&frame):
             try:
                 taken = _content(&frame)
             finally:
                 zmq_msg_close(&frame)
             received.append(taken)
-            new.append(taken)
-        return new
 
     def receive_from(self):
         """Return who sent a ROUTER's next message, as whom, its frame, and how many more it had.

@@ -850,6 +850,25 @@ def test_a_command_that_cannot_even_say_what_went_wrong_does_not_end_its_service
             hub.call(name, "bad")
 
 
+def test_a_commands_fork_that_goes_on_like_its_parent_ends(hub: MessageHub, name: str) -> None:
+    """Its child has only that thread, which has nobody to work for."""
+
+    @hub.service(name)
+    def fork() -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there are threads is the point
+            return os.fork()
+
+    child = hub.call(name, "fork", timeout_s=WATCHDOG_S)
+    ended: list[int] = []
+    try:
+        assert eventually(lambda: ended.append(os.waitpid(child, os.WNOHANG)[0]) or ended[-1])
+    finally:
+        if not ended or not ended[-1]:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
 def test_a_call_is_not_waited_for_in_a_forks_child(hub: MessageHub, workers: Workers) -> None:
     workers.start()
     call = hub.start_call(workers.name, "wait", x=1, timeout_s=WATCHDOG_S)

@@ -6,7 +6,6 @@ it is dropped when they say goodbye, die, or fall silent.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -57,9 +56,9 @@ class Program:
     source: str = field(init=False)  # what others are told of who did something
 
     def __post_init__(self) -> None:
-        self.let_in(self.client)
+        self.belong_to(self.client)
 
-    def let_in(self, client: Client) -> None:
+    def belong_to(self, client: Client) -> None:
         """Have it be that client's from now on."""
         self.client = client
         # The client's name is its key's; all else is what the program says of itself.
@@ -93,7 +92,7 @@ class Registry:
         self._endpoint_of = endpoint_of
         self._heartbeat_s = heartbeat_s
         self._began = now
-        self._numbers = itertools.count(1)
+        self.n_met = 0  # programs that came, ever
         self.programs: dict[bytes, Program] = {}
         self.channels: dict[str, bytes] = {}  # name -> who has it
         self._n_readers: Counter[tuple[str, str]] = Counter()  # of a name and segment id
@@ -118,7 +117,8 @@ class Registry:
                 f"more than {MAX_PROGRAMS_PER_KEY} programs of client {client.name!r}",
             )
         spoken = min(body.protocol, protocol.PROTOCOL)
-        self.programs[peer] = Program(next(self._numbers), client, body, spoken, now)
+        self.n_met += 1
+        self.programs[peer] = Program(self.n_met, client, body, spoken, now)
         return self.welcome(self.programs[peer])
 
     def welcome(self, program: Program) -> protocol.Welcome:

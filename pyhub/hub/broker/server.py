@@ -76,7 +76,7 @@ class Broker:
         self._lease_file = str(lease_path())
         self._now = 0.0  # s that this process ran: see `_go_on`
         self._looked_at = time.monotonic()
-        self._alone_since = 0.0
+        self._alone_since, self._n_met = 0.0, 0  # at the last tick with programs, or since it
         self._is_stopped = False
         self._is_crowded = False
         self._next_look_after = _FILE_S
@@ -133,9 +133,9 @@ class Broker:
             self._announce(keys.public)
             try:
                 self._loop(doorman, int(router.fileno()))
-                if self._board.is_ended:
-                    router.linger = 200  # ms: who told it to end is to hear that it does
             finally:
+                # ms: who told it to end is to hear that it does
+                self._router.close(200 if self._board.is_ended else 0)
                 self._take_leave()
 
     def _keys(self) -> KeyPair:
@@ -209,8 +209,8 @@ class Broker:
         self._forget_sockets(self._board.tick(self._now, self._is_alive))
         self._look_for_a_crowd()
         self._look_after_file()
-        if self._registry.programs:
-            self._alone_since = self._now
+        if self._registry.programs or self._registry.n_met > self._n_met:
+            self._alone_since, self._n_met = self._now, self._registry.n_met
         elif self._linger_s is not None and self._now - self._alone_since >= self._linger_s:
             self.stop()
 

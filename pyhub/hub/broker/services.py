@@ -481,7 +481,7 @@ class Services:
                 return
 
     def _execute(self, call: _Call, peer: bytes, may_be_done: bool = True) -> None:
-        """Give a call to its worker."""
+        """Give a call to its worker; first, as nothing of what is noted then can fail."""
         body = call.request
         self._tell([peer], _execution(call))
         call.worker, call.is_in_doubt, call.may_be_done = peer, False, may_be_done

@@ -60,7 +60,7 @@ class Switchboard:
         Where state, kept events and workers are written down.
     send
         Sends what is more than the answer to who is just asking. At once: what
-        it was for is done when it returns, or cannot fail any more.
+        it tells of is done, or cannot fail any more.
     on_refusal
         Told of each refusal: its code, who, and why.
     now
@@ -202,7 +202,7 @@ class Switchboard:
             if client is None:
                 self.forget(peer, "lost its right to be here")
             else:
-                program.let_in(client)
+                program.belong_to(client)
                 self._take_back(peer, program)
         self._watches.clear_cache()
 

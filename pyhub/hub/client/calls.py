@@ -25,7 +25,6 @@ __all__ = ["Calls", "PendingCall"]
 
 # A broker that has just begun does not know all services yet: it is asked again.
 _AGAIN_S = 0.1
-_MAX_S = 1e9  # as `protocol.Seconds` has it
 
 
 class PendingCall:
@@ -157,7 +156,7 @@ class PendingCall:
             self._service,
             self._command,
             self._arguments,
-            min(left_until(self._deadline), _MAX_S),
+            left_until(self._deadline),
             first,  # whoever does not know it shall see that it was asked for before
             self._worker,
         )

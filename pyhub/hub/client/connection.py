@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import sys
@@ -102,7 +103,7 @@ class Connection:
         self._inbox: deque[Question] = deque()
         self._unsent: deque[bytes] = deque()  # for which the socket had no room
         self._received: deque[bytes] = deque()  # and not taken yet
-        self._n_seen = 0  # of these, which those who wait for them have already
+        self._n_seen = 0  # how many of these are with those who wait for them already
         # Those that are waited for, to be told of failures: as long as they are, however
         # that ends.
         self._waiting: weakref.WeakValueDictionary[int, Answer[Any]] = weakref.WeakValueDictionary()
@@ -235,14 +236,15 @@ class Connection:
             Whether it came before the deadline.
         """
         self.check_turn()
+        self.check_fork()
         while not answer.is_done and (left_s := left_until(deadline)):
-            self.check_fork()
             if not self.listen_while(answer.is_awaited, deadline):
                 answer.wait(left_s)
         return answer.is_done
 
     def listen_while(self, is_needed: Callable[[], bool], deadline: float) -> bool:
         """Take what comes as long as it is needed; whether this thread could."""
+        self.check_fork()
         return self._ears.listen_while(is_needed, self._receive, self._line, deadline)
 
     def nudge(self) -> None:
@@ -358,7 +360,8 @@ class Connection:
         self._unsent.append(frame)
         self._flush(self._socket)
         # To send may make the descriptor quiet, though something has come.
-        if self._socket.gather(self._received) or self._unsent:
+        self._socket.gather(self._received)
+        if self._n_seen < len(self._received) or self._unsent:
             self._receive()
         return True
 
@@ -386,9 +389,10 @@ class Connection:
         """
         if self._socket is None:
             return
-        new, received = self._socket.gather(self._received), self._received
+        self._socket.gather(self._received)
         # In their order: what waits behind something that has to be taken, waits as well.
-        if self._n_seen + len(new) == len(received) and all(map(self._session.glance, new)):
+        received = self._received
+        if all(map(self._session.glance, itertools.islice(received, self._n_seen, None))):
             self._n_seen = len(received)
         if self._n_seen < len(received) or len(received) > _MAX_SEEN or self._unsent:
             self._ears.call()

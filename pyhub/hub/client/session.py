@@ -39,7 +39,7 @@ _LOST_S = 3.0
 # Who was refused asks again: rights may be given back.
 _REFUSED_S = 5.0
 # Each of their fields was checked, or cut, where it was made.
-_CHECKED = (protocol.Call, protocol.Outcome)
+_CHECKED = (protocol.Call, protocol.Outcome, protocol.Progress)
 # What is sent before the answers to the first of it are there.
 _WINDOW = 100
 
