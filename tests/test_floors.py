@@ -57,7 +57,10 @@ NATIVE = {
         "pyhub._writing",
         "pyhub._handover",
     },
-    "pyhub._handover": {"pyhub.hub.client"},
+    "pyhub._handover": {
+        "pyhub.hub.client",
+        "pyhub.hub.message_hub",  # deadlines
+    },
     "pyhub._core": {
         "pyhub._datablock",  # every native sibling: Segment
         "pyhub._reading",
