@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +69,21 @@ def command(
     if picture is not None:
         _save(dashboard, picture)
     click.echo(f"{dashboard.n_frames} frames flowed; all processes have ended")
+    click.echo(
+        "Each was a command of its own. Next, in two terminals:\n"
+        f"  {_pyhub()} sim --name {name}\n"
+        f"  {_pyhub()} tap {name}"
+    )
+
+
+def _pyhub() -> str:
+    """Return how this command line is reached in the user's shell."""
+    here = os.path.dirname(sys.executable)
+    found = shutil.which("pyhub")
+    if found is not None and os.path.samefile(os.path.dirname(found), here):
+        return "pyhub"
+    python = min(sys.executable, os.path.relpath(sys.executable), key=len)
+    return f"{shlex.quote(python)} -m pyhub"
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ def test_it_ends_by_itself_and_leaves_nothing(cli: Any) -> None:
         assert "frames flowed" in small.out.replace("\n", ""), "it fits into a small terminal"
     assert demo.code == 0, demo
     assert re.search(r"^\d+ frames flowed; all processes have ended$", demo.out, re.MULTILINE)
+    _, sim, tap = demo.out.splitlines()[-3:]
+    for line in (sim, tap):  # what to do next can be done
+        assert "Usage: " in subprocess.check_output(["sh", "-c", f"{line} --help"], text=True)
     assert cli.running() == []
     assert segment_names() == []
     assert "Traceback" not in demo.err
@@ -46,7 +50,7 @@ def test_without_a_terminal_it_prints_lines_of_every_channel(cli: Any) -> None:
     assert set(children(demo.pid)) == {"sim", "azimuthal", "follow"}
     assert set(segment_names()) == {"det", "det.azimuthal", "det.follow"}
     assert demo.end(signal.SIGTERM) == 0
-    assert re.search(r"[1-9]\d* frames flowed; all processes have ended\n$", demo.out)
+    assert re.search(r"[1-9]\d* frames flowed; all processes have ended$", demo.out, re.MULTILINE)
     assert "\x1b" not in demo.out
     assert "Traceback" not in demo.err
     assert cli.running() == []
@@ -64,7 +68,7 @@ def test_in_a_terminal_it_draws_a_table_and_a_picture_until_ctrl_c(cli: Any) -> 
         assert re.search("\x1b\\[[0-9;]*48;2;|[▀▄█]{8}", demo.raw), "a picture"
         demo.type(b"\x03")
         assert demo.end() == 0, demo
-        assert re.search(r"\d+ frames flowed; all processes have ended\n$", demo.out)
+        assert re.search(r"\d+ frames flowed; all processes have ended$", demo.out, re.MULTILINE)
         assert demo.raw.rindex("\x1b[?1049l") > demo.raw.rindex("\x1b[?1049h"), "the screen is back"
         assert demo.raw.rindex("\x1b[?25h") > demo.raw.rindex("\x1b[?25l"), "the cursor is back"
         assert "Traceback" not in demo.out

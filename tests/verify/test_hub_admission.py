@@ -54,9 +54,9 @@ FAULTS = """
             what = fault.read_text() if fault.exists() else ""
         return contains(self, key)
 
-    def watched(self, router, peer, key, frame, n_more):
+    def watched(self, peer, key, frame, n_more):
         got_in.write(key.decode() + "\\n")
-        return answer(self, router, peer, key, frame, n_more)
+        return answer(self, peer, key, frame, n_more)
 
     AllowList.__contains__, Broker._answer = faulty, watched
 """
