@@ -93,8 +93,12 @@ cdef class Bell:
             phb_futex_wake(&self.n_strokes)
 
     cpdef bint wait(self, uint32_t seen, double timeout_s) except -1:
-        """Sleep until it was rung after `seen`, at most so long; whether it was."""
+        """Sleep until it was rung after `seen`, at most so long; whether it was.
+
+        In the child of a fork by a signal's handler, it ends early.
+        """
         cdef int64_t end = _until(timeout_s)
+        cdef pid_t pid = getpid()
         cdef int64_t left
         cdef bint is_quiet
         self.n_waiting += 1
@@ -108,6 +112,8 @@ cdef class Bell:
                     is_quiet = phb_futex_wait(&self.n_strokes, seen, left)
                 if not is_quiet:
                     PyErr_CheckSignals()
+                    if getpid() != pid:
+                        return self.n_strokes != seen
             return True
         finally:
             self.n_waiting -= 1

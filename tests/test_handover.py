@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -470,7 +471,9 @@ def test_nobody_listens_in_a_forks_child(ears: Ears) -> None:
     """It shares the descriptors with its parent, which would hear nothing any more."""
     wake = Wake()
     ears.open(wake.fd)
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # others' threads may be there yet
+        pid = os.fork()
     if pid == 0:
         is_mine = ears.listen_while(lambda: True, int, Turn(), time.monotonic() + WATCHDOG_S)
         os._exit(int(is_mine))
@@ -483,7 +486,9 @@ def test_a_fork_amid_a_wait_takes_nothing_from_the_parent(ears: Ears, owner: Own
     children, received = list[int](), list[int]()
 
     def fork(*_: object) -> None:
-        children.append(os.fork())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there are threads is the point
+            children.append(os.fork())
 
     former = signal.signal(signal.SIGALRM, fork)
     try:

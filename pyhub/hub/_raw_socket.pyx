@@ -14,6 +14,8 @@ from posix.unistd cimport getpid, pid_t
 import zmq
 from zmq.backend.cython import _zmq
 
+from pyhub.errors import ForkedHandle
+
 __all__ = ["RawSocket"]
 
 cdef extern from "errno.h" nogil:
@@ -83,9 +85,18 @@ cdef class RawSocket:
             raise zmq.ZMQError(zmq.ENOTSOCK)
         return self._handle
 
-    cdef bint _is_interrupted(self) noexcept:
-        """Whether only a signal came: try again. In a fork's child libzmq says so for ever."""
-        return errno == EINTR and getpid() == self._pid
+    cdef int _check(self) except -1:
+        """Raise, unless only a signal came: then it is to be tried again."""
+        cdef int error = errno
+        if error != EINTR:
+            raise zmq.ZMQError(error)
+        if getpid() != self._pid:  # libzmq says so for ever there
+            raise ForkedHandle(
+                "this socket was made before a fork, and is used in the child.\n"
+                "  Make a MessageHub of its own in the child, or start processes with the spawn "
+                "method."
+            )
+        return 0
 
     @property
     def is_closed(self):
@@ -110,8 +121,7 @@ cdef class RawSocket:
         while zmq_send(self._open(), content, PyBytes_GET_SIZE(part), flags | ZMQ_DONTWAIT) < 0:
             if errno == EAGAIN or errno == EHOSTUNREACH:
                 return False
-            if not self._is_interrupted():
-                raise zmq.ZMQError(errno)
+            self._check()
         return True
 
     def gather(self, received):
@@ -166,8 +176,7 @@ cdef class RawSocket:
         while zmq_msg_recv(frame, self._open(), ZMQ_DONTWAIT) < 0:
             if errno == EAGAIN:
                 return False
-            if not self._is_interrupted():
-                raise zmq.ZMQError(errno)
+            self._check()
         return True
 
 

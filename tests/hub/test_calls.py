@@ -850,6 +850,50 @@ def test_a_command_that_cannot_even_say_what_went_wrong_does_not_end_its_service
             hub.call(name, "bad")
 
 
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_handlers_fork_amid_a_call_is_told_at_once_in_the_child(
+    hub: MessageHub, workers: Workers, listens: bool
+) -> None:
+    """Also where another thread listens for both."""
+    workers.start()
+    others: list[threading.Thread] = []
+    if not listens:
+        other = hub.start_call(workers.name, "wait", x=2, timeout_s=WATCHDOG_S)
+        others.append(threading.Thread(target=other.result))
+        others[0].start()
+    call = hub.start_call(workers.name, "wait", x=1, timeout_s=WATCHDOG_S)
+    children: list[int] = []
+
+    def fork(*_: object) -> None:
+        if len(children) < 10:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that there are threads is the point
+                child = os.fork()
+            children.append(child)
+            if child == 0:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        else:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            workers.go(2)
+            workers.go(1)
+
+    former = signal.signal(signal.SIGALRM, fork)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.02)
+        began = time.monotonic()
+        assert call.result()[0] == 1
+    except ForkedHandle:
+        os._exit(0 if time.monotonic() - began < WATCHDOG_S / 2 else 1)
+    finally:
+        if children and children[-1] == 0:
+            os._exit(2)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 10
+    for each in others:
+        each.join(WATCHDOG_S)
+
+
 def test_a_commands_fork_that_goes_on_like_its_parent_ends(hub: MessageHub, name: str) -> None:
     """Its child has only that thread, which has nobody to work for."""
 
