@@ -26,7 +26,7 @@ def say(*words):
     print(*words, flush=True)
 
 def wait_for_go():
-    sys.stdin.readline()
+    os.read(0, 1)  # no more than its own: `select` still sees the next one
 
 """
 

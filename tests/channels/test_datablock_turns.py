@@ -8,6 +8,7 @@ import signal
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,7 +50,7 @@ def cam() -> Iterator[DataBlockProducer]:
 CONTENDER = """
 import select
 cam = DataBlockProducer.attach("cam")
-image = np.zeros(cam.shape, "u1")
+image = np.full(cam.shape, int(sys.argv[1]), "u1")
 say("ready")
 wait_for_go()
 n = 0
@@ -60,12 +61,15 @@ say("put", n)
 """
 
 
-@pytest.mark.parametrize(("n_producers", "size"), [(2, 4), (3, 1 << 18), (5, 4)])
+LARGE = 1 << 22  # bytes: who holds the lock for so long has it again before others wake
+
+
+@pytest.mark.parametrize(("n_producers", "size"), [(2, 4), (5, 4), (2, LARGE), (3, LARGE)])
 def test_producers_that_never_pause_get_equal_turns(
     start: Start, n_producers: int, size: int
 ) -> None:
     with DataBlockProducer.create("cam", dtype="u1", shape=size, slots=4) as cam:
-        children = [start(CONTENDER) for _ in range(n_producers)]
+        children = [start(CONTENDER, number) for number in range(n_producers)]
         for child in children:
             child.expect("ready")
         for child in children:
@@ -79,14 +83,36 @@ def test_producers_that_never_pause_get_equal_turns(
         header = cam.header()
         assert sum(counts) == header.commit == header.structured_buffer_version
         assert (header.n_aborted, header.n_recovered, header.n_dropped) == (0, 0, 0)
-        assert min(counts) >= 0.4 * max(counts), counts
+        assert min(counts) >= 0.2 * max(counts), counts
+
+
+def test_who_waits_for_the_lock_has_it_before_the_one_that_lets_it_go(
+    start: Start, cam: DataBlockProducer, eventually: Callable[..., None]
+) -> None:
+    child = start(CONTENDER, 1)
+    child.expect("ready")
+    child.go()
+    eventually(lambda: cam.header().commit > 0)
+    n_first = 0
+    for _ in range(100):
+        cam.begin_publish()
+        eventually(lambda: child.state() == "S")
+        before = cam.header().commit
+        cam.abort_publish()
+        cam.begin_publish()
+        n_first += cam.header().commit > before
+        cam.abort_publish()
+    child.go()
+    child.expect("put")
+    child.end()
+    assert n_first > 50
 
 
 def test_who_publishes_now_and_then_gets_a_turn_among_those_that_never_pause(
     start: Start, cam: DataBlockProducer
 ) -> None:
     """It waits for about one publication of each, never for thousands."""
-    children = [start(CONTENDER) for _ in range(2)]
+    children = [start(CONTENDER, number) for number in range(2)]
     for child in children:
         child.expect("ready")
     for child in children:
@@ -129,23 +155,34 @@ def test_producers_take_turns_also_when_a_reader_blocks(
 ) -> None:
     """The one that waits for the reader holds the lock; the other waits for both."""
     with DataBlockConsumer.attach("cam", policy="block", reader="r") as view:
-        children = [start(CONTENDER) for _ in range(2)]
+        children = [start(CONTENDER, number) for number in range(2)]
         for child in children:
             child.expect("ready")
         for child in children:
             child.go()
-        frames = [view.read(60) for _ in range(500)]
+        came: list[tuple[int, int]] = []
+
+        def read(timeout_s: float) -> None:
+            frame = view.read(timeout_s)
+            came.append((frame.frame_id, int(frame.data[0])))
+
+        while {number for _, number in came[-2:]} != {0, 1}:
+            read(60)  # the other one may begin thousands of frames later
+        n_until_both = len(came)
+        enough = time.monotonic() + 0.5
+        while time.monotonic() < enough:
+            read(60)
+        turns = Counter(number for _, number in came[n_until_both:])
         for child in children:
             child.go()
-        while True:
-            try:
-                frames.append(view.read(0.5))
-            except WaitTimeout:
-                break
+        with pytest.raises(WaitTimeout):
+            while True:
+                read(0.5)
         counts = [int(child.expect("put")) for child in children]
-        assert [frame.frame_id for frame in frames] == list(range(sum(counts)))
+        assert [frame_id for frame_id, _ in came] == list(range(sum(counts)))
+        assert Counter(number for _, number in came) == dict(enumerate(counts))
         assert (view.n_lost, view.n_read) == (0, sum(counts))
-        assert min(counts) > 20, counts
+        assert min(turns[0], turns[1]) >= 0.2 * max(turns.values()), turns
         for child in children:
             child.end()
 
