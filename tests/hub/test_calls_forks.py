@@ -1,0 +1,116 @@
+"""Forks amid calls: the child is told at once, and takes nothing from its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+
+import pytest
+
+from pyhub import MessageHub
+from pyhub.errors import ForkedHandle
+from tests.conftest import eventually
+from tests.hub.conftest import WATCHDOG_S, Workers
+
+LONG_S = 3.0 * WATCHDOG_S  # a child that is told only then is ended before
+
+
+def fork() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are threads is the point
+        return os.fork()
+
+
+def exit_status(child: int) -> int:
+    """Return the status that a child ends with; where it does not end, it is killed."""
+    ended: list[tuple[int, int]] = []
+
+    def has_ended() -> bool:
+        ended.append(os.waitpid(child, os.WNOHANG))
+        return ended[-1][0] == child
+
+    if not eventually(has_ended, WATCHDOG_S):
+        os.kill(child, signal.SIGKILL)
+        ended.append(os.waitpid(child, 0))
+    return os.waitstatus_to_exitcode(ended[-1][1])
+
+
+def test_a_forks_child_is_told_to_make_a_hub_of_its_own(hub: MessageHub, name: str) -> None:
+    read_end, write_end = os.pipe()
+    child = fork()
+    if child == 0:
+        try:
+            hub.call(name, "work", timeout_s=LONG_S)
+        except ForkedHandle as error:
+            os.write(write_end, str(error).encode())
+        finally:
+            os._exit(0)
+    assert exit_status(child) == 0
+    os.close(write_end)
+    with open(read_end) as told:
+        assert "Make a MessageHub of its own in the child" in told.read()
+
+
+def test_a_call_is_not_waited_for_in_a_forks_child(hub: MessageHub, workers: Workers) -> None:
+    workers.start()
+    call = hub.start_call(workers.name, "wait", x=1, timeout_s=LONG_S)
+    child = fork()
+    if child == 0:
+        try:
+            call.result()
+        except ForkedHandle:
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert exit_status(child) == 0
+    workers.go(1)
+    assert call.result()[0] == 1
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_handlers_fork_amid_a_call_is_told_at_once_in_the_child(
+    hub: MessageHub, workers: Workers, listens: bool
+) -> None:
+    """Also where another thread listens for both."""
+    workers.start()
+    others: list[threading.Thread] = []
+    if not listens:
+        other = hub.start_call(workers.name, "wait", x=2, timeout_s=LONG_S)
+        others.append(threading.Thread(target=other.result))
+        others[0].start()
+    call = hub.start_call(workers.name, "wait", x=1, timeout_s=LONG_S)
+    children: list[int] = []
+
+    def fork_or_go_on(*_: object) -> None:
+        if len(children) < 10:
+            children.append(fork())
+            if children[-1] == 0:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        else:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            workers.go(2)
+            workers.go(1)
+
+    former = signal.signal(signal.SIGALRM, fork_or_go_on)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.02)
+        assert call.result()[0] == 1
+    except ForkedHandle:
+        os._exit(0)
+    finally:
+        if children and children[-1] == 0:
+            os._exit(1)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert [exit_status(child) for child in children] == [0] * 10
+    for each in others:
+        each.join(WATCHDOG_S)
+
+
+def test_a_commands_fork_that_goes_on_like_its_parent_ends(hub: MessageHub, name: str) -> None:
+    """Its child has only that thread, which has nobody to work for."""
+    hub.service(name).command(fork)
+    child = hub.call(name, "fork", timeout_s=WATCHDOG_S)
+    assert exit_status(child) == 0
