@@ -86,12 +86,15 @@ def eventually(claim: Callable[[], bool], timeout_s: float = 5.0) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> Iterator[None]:
-    """Let children take Ctrl-C, also when the tests were started in the background by a shell."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Let children take Ctrl-C and a closed window, also under `nohup` or in a shell's background."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in usual}
+    for number, handler in usual.items():
+        if before[number] is signal.SIG_IGN:
+            signal.signal(number, handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, former in before.items():
+        signal.signal(number, former)
 
 
 async def turns(n: int) -> None:

@@ -2,13 +2,16 @@
  *
  *   fair DIRECTORY N_PRODUCERS N_FRAMES FILL_US
  *
- * Each publishes in a tight loop until N_FRAMES were published by all together;
+ * Each publishes in a tight loop until N_FRAMES were published by all together,
+ * not counting those before the last of them began, which may be kept waiting;
  * to fill a frame takes FILL_US, so the lock is free for moments only.
  * Prints the least that one published, in per cent of an equal share; and of
  * the times that one who had the last turn came while another waited, in how
  * many per cent it was first again.
  */
 #include "marked.h"
+
+#include <sched.h>
 
 enum { MAX_PRODUCERS = 8, N_SLOTS = 4 };
 
@@ -18,12 +21,28 @@ typedef struct counts {
 
 typedef struct board {
     phb_u32 is_begun;
-    phb_u32 n_ready;
+    phb_u32 n_ready, n_begun;
     counts each[MAX_PRODUCERS];
 } board;
 
-static void produce(const block_files *files, board *shared, uint32_t number, uint64_t n_frames,
-                    int64_t fill_ns)
+/* Each on a processor of its own, as far as there are so many: on one together
+ * the kernel has them alternate, as who is woken comes before who woke it. */
+static void stay_on(uint32_t number)
+{
+    cpu_set_t allowed, one;
+    CHECK(sched_getaffinity(0, sizeof(allowed), &allowed) == 0);
+    uint32_t ahead = number % (uint32_t)CPU_COUNT(&allowed);
+    int cpu = 0;
+    while (!CPU_ISSET(cpu, &allowed) || ahead-- > 0) {
+        cpu++;
+    }
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    CHECK(sched_setaffinity(0, sizeof(one), &one) == 0);
+}
+
+static void produce(const block_files *files, board *shared, uint32_t number,
+                    uint32_t n_producers, uint64_t n_frames, int64_t fill_ns)
 {
     phb_datablock db;
     phb_segment segment;
@@ -32,7 +51,8 @@ static void produce(const block_files *files, board *shared, uint32_t number, ui
     phb_add32(&shared->n_ready, 1);
     while (!phb_load32(&shared->is_begun)) {
     }
-    for (uint64_t version = 0; version < n_frames;) {
+    phb_add32(&shared->n_begun, 1);
+    for (uint64_t version = 0, first = 0; version < first + n_frames;) {
         const int is_awaited =
             phb_load32(&db.control->is_awaited) && phb_datablock_had_last_turn(&db);
         const uint64_t commit = db.base.commit;
@@ -45,6 +65,7 @@ static void produce(const block_files *files, board *shared, uint32_t number, ui
         marked_write(&db, 2);
         mine->n_published++;
         version = db.base.structured_buffer_version;
+        first = phb_load32(&shared->n_begun) < n_producers ? version : first;
     }
 }
 
@@ -65,7 +86,8 @@ int main(int argc, char **argv)
     for (uint32_t i = 0; i < n_producers; i++) {
         children[i] = fork_child();
         if (children[i] == 0) {
-            produce(&files, shared, i, n_frames, fill_ns);
+            stay_on(i);
+            produce(&files, shared, i, n_producers, n_frames, fill_ns);
             _exit(0);
         }
     }
@@ -83,7 +105,7 @@ int main(int argc, char **argv)
         n_first_again += one->n_first_again;
         sum += one->n_published;
     }
-    CHECK(sum >= n_frames && sum < n_frames + n_producers);
+    CHECK(sum >= n_frames);
     phb_datablock_close(&db, &segment, files.segment);
     phb_datablock_detach(&db, &segment);
     printf("frames %llu\nleast_percent %llu\nawaited %llu\nfirst_again_percent %llu\n",
