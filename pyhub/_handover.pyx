@@ -18,6 +18,8 @@ from posix.unistd cimport getpid, pid_t, read, write
 
 from pyhub._abi cimport phb_futex_wait, phb_futex_wake, phb_monotonic_ns
 
+from pyhub.errors import ForkedHandle
+
 __all__ = [
     "Answer", "Bell", "Ears", "Turn", "Wake", "deadline_after", "keep_newest", "left_until", "take",
 ]
@@ -95,7 +97,8 @@ cdef class Bell:
     cpdef bint wait(self, uint32_t seen, double timeout_s) except -1:
         """Sleep until it was rung after `seen`, at most so long; whether it was.
 
-        In the child of a fork by a signal's handler, it ends early.
+        In the child of a fork by a signal's handler it ends early: there, that it
+        was not rung does not say that the time is over.
         """
         cdef int64_t end = _until(timeout_s)
         cdef pid_t pid = getpid()
@@ -233,9 +236,11 @@ cdef class Turn:
     cdef Bell _bell
     cdef unsigned long _holder
     cdef int _depth
+    cdef pid_t _pid
 
     def __cinit__(self):
         self._bell = Bell()
+        self._pid = getpid()
 
     @property
     def is_mine(self):
@@ -245,6 +250,8 @@ cdef class Turn:
     def __enter__(self):
         cdef unsigned long me = PyThread_get_thread_ident()
         while self._holder and self._holder != me:
+            if getpid() != self._pid:
+                raise ForkedHandle.of("a lock that another thread has")
             self._bell.wait(self._bell.n_strokes, _LONGEST_S)
         self._take(me)
 
@@ -394,17 +401,17 @@ cdef class Ears:
         try:
             while self._descriptor >= 0:
                 seen = self.n_nudges
-                # Nothing here need be Python's, which looks for signals itself.
+                # `is_needed` may be compiled: then nobody else looks for signals.
                 PyErr_CheckSignals()
                 if not is_needed():
                     break
                 left_s = left_until(deadline)
-                if left_s == 0:
+                # A fork's child would take what is its parent's. No handler runs from here on.
+                if left_s == 0 or getpid() != self._pid:
                     break
                 # What came before, was taken by whoever sent or received last.
-                self._wait(seen, left_s)
-                if getpid() != self._pid:  # in a signal's handler
-                    break
+                if not self._wait(seen, left_s):
+                    continue
                 if line._holder:
                     line._bell.wait(line._bell.n_strokes, left_until(deadline))
                     continue
@@ -437,10 +444,13 @@ cdef class Ears:
             if self._is_closed:
                 self._nudge.close()
 
-    cdef int _wait(self, uint64_t seen, double timeout_s) except -1:
-        """Sleep until something comes, or there was a nudge after `seen`; or shorter."""
+    cdef bint _wait(self, uint64_t seen, double timeout_s) except -1:
+        """Sleep until something comes, or there was a nudge after `seen`; or shorter.
+
+        Whether it was no signal that came.
+        """
         if self.n_nudges != seen:
-            return 0
+            return True
         cdef pollfd ways[2]
         cdef int ms = _ms_until(_until(timeout_s))
         cdef int n_ready
@@ -449,11 +459,9 @@ cdef class Ears:
         ways[0].events = ways[1].events = POLLIN
         with nogil:
             n_ready = poll(ways, 2, ms)
-        if n_ready < 0 and errno == EINTR:
-            PyErr_CheckSignals()
-        elif n_ready > 0 and ways[0].revents:
+        if n_ready > 0 and ways[0].revents:
             self._nudge.quiet()
-        return 0
+        return n_ready >= 0 or errno != EINTR
 
     cdef int _control(self, int operation) noexcept:
         cdef epoll_event event
@@ -478,7 +486,7 @@ def deadline_after(timeout_s):
     try:
         seconds = timeout_s + 0.0  # a text is no time, though float() takes it
     except OverflowError:  # an integer beyond all floats
-        return INFINITY
+        seconds = INFINITY if timeout_s > 0 else -INFINITY
     if not seconds >= 0:  # NaN neither
         raise ValueError(
             f"timeout_s={timeout_s!r} is no time to wait.\n"

@@ -152,6 +152,14 @@ class RecorderTooSlow(PyhubError, RuntimeError):
 class ForkedHandle(PyhubError, RuntimeError):
     """The handle was made before a fork and used in the child."""
 
+    @classmethod
+    def of(cls, what: str) -> ForkedHandle:
+        """Return the error for what belongs to a hub."""
+        return cls(
+            f"{what} was made before a fork, and is used in the child.\n"
+            "  Make a MessageHub of its own in the child, or start processes with the spawn method."
+        )
+
 
 class WaitTimeout(PyhubError, TimeoutError):
     """The deadline passed before what was waited for."""

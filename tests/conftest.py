@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -82,6 +83,27 @@ def eventually(claim: Callable[[], bool], timeout_s: float = 5.0) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def fork() -> int:
+    """Fork, though there are threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return os.fork()
+
+
+def exit_status(child: int, timeout_s: float = 30.0) -> int:
+    """Return the status that a child ends with; where it does not end, it is killed."""
+    ended: list[tuple[int, int]] = []
+
+    def has_ended() -> bool:
+        ended.append(os.waitpid(child, os.WNOHANG))
+        return ended[-1][0] == child
+
+    if not eventually(has_ended, timeout_s):
+        os.kill(child, signal.SIGKILL)
+        ended.append(os.waitpid(child, 0))
+    return os.waitstatus_to_exitcode(ended[-1][1])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,14 +13,14 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from pyhub._handover import Answer, Bell, Ears, Turn, Wake, keep_newest, take
-from tests.conftest import eventually
+from pyhub.errors import ForkedHandle
+from tests.conftest import eventually, exit_status, fork
 
 WATCHDOG_S = 20.0
 SHORT_S = 0.02
@@ -46,6 +46,19 @@ def signal_who_waits(bell: Bell) -> None:
     """Signal the main thread once it waits for the bell."""
     assert eventually(lambda: bell.n_waiting == 1, WATCHDOG_S)
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+def interrupt_soon(then: Callable[[], object] = lambda: None) -> None:
+    """Signal the main thread when it waits, most likely; then do something."""
+    me = threading.main_thread().ident or 0
+
+    def interrupt() -> None:
+        time.sleep(SHORT_S)
+        signal.pthread_kill(me, signal.SIGUSR1)
+        time.sleep(SHORT_S)
+        then()
+
+    threading.Thread(target=interrupt).start()
 
 
 def is_readable(descriptor: int) -> bool:
@@ -298,6 +311,32 @@ def test_what_raises_gives_its_turn_back() -> None:
     assert not turn.is_mine
 
 
+def test_a_turn_that_another_thread_has_is_not_waited_for_in_a_forks_child() -> None:
+    """That thread is not there; it may be the child of a handler's fork, amid the wait."""
+    turn, children = Turn(), list[int]()
+    former = signal.signal(signal.SIGUSR1, lambda *_: children.append(fork()))
+    try:
+        with held_elsewhere(turn) as release:
+            child = fork()
+            if child == 0:
+                with contextlib.suppress(ForkedHandle), turn:
+                    os._exit(1)
+                os._exit(0)
+            assert exit_status(child) == 0
+            interrupt_soon(release)
+            with turn:
+                pass
+    except ForkedHandle:
+        if children == [0]:
+            os._exit(0)
+        raise
+    finally:
+        if children == [0]:
+            os._exit(1)
+        signal.signal(signal.SIGUSR1, former)
+    assert exit_status(children[0]) == 0
+
+
 # --- Ears ---
 
 
@@ -474,34 +513,49 @@ def test_nobody_listens_in_a_forks_child(ears: Ears) -> None:
     """It shares the descriptors with its parent, which would hear nothing any more."""
     wake = Wake()
     ears.open(wake.fd)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # others' threads may be there yet
-        pid = os.fork()
-    if pid == 0:
-        is_mine = ears.listen_while(lambda: True, int, Turn(), time.monotonic() + WATCHDOG_S)
-        os._exit(int(is_mine))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    child = fork()
+    if child == 0:
+        os._exit(int(ears.listen_while(lambda: True, int, Turn(), math.inf)))
+    assert exit_status(child) == 0
     ears.shut()
     wake.close()
 
 
-def test_a_fork_amid_a_wait_takes_nothing_from_the_parent(ears: Ears, owner: Owner) -> None:
-    children, received = list[int](), list[int]()
+@pytest.mark.parametrize("where", ["waiting", "is_needed", "receive", "held elsewhere"])
+def test_a_fork_amid_listening_ends_it_in_the_child(ears: Ears, owner: Owner, where: str) -> None:
+    """And takes nothing from the parent."""
+    children, line = list[int](), Turn()
 
-    def fork(*_: object) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there are threads is the point
-            children.append(os.fork())
+    def fork_once(*_: object) -> None:
+        if not children:
+            children.append(fork())
 
-    former = signal.signal(signal.SIGALRM, fork)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, SHORT_S)
-        listen(ears, lambda: not children, lambda: received.append(os.getpid()))
-    finally:
-        if children == [0]:
-            os._exit(len(received))
-        signal.signal(signal.SIGALRM, former)
-    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+    def is_needed() -> bool:
+        if where in ("receive", "held elsewhere") and not children:
+            owner.wake.wake()
+        if where == "is_needed":
+            fork_once()
+        return not any(children)
+
+    def receive() -> None:
+        if where == "receive":
+            fork_once()
+        owner.wake.quiet()
+
+    with contextlib.ExitStack() as stack:
+        release = stack.enter_context(held_elsewhere(line)) if where == "held elsewhere" else int
+        former = signal.signal(signal.SIGUSR1, fork_once)
+        try:
+            if where in ("waiting", "held elsewhere"):
+                interrupt_soon(release)
+            is_mine = ears.listen_while(is_needed, receive, line, math.inf)
+        finally:
+            if children == [0]:
+                os._exit(0 if not line.is_mine else 1)
+            signal.signal(signal.SIGUSR1, former)
+    assert is_mine
+    assert exit_status(children[0]) == 0
+    owner.wake.quiet()
     n_woken = owner.n_woken
     owner.wake.wake()
     assert eventually(lambda: owner.n_woken > n_woken)

@@ -91,11 +91,7 @@ cdef class RawSocket:
         if error != EINTR:
             raise zmq.ZMQError(error)
         if getpid() != self._pid:  # libzmq says so for ever there
-            raise ForkedHandle(
-                "this socket was made before a fork, and is used in the child.\n"
-                "  Make a MessageHub of its own in the child, or start processes with the spawn "
-                "method."
-            )
+            raise ForkedHandle.of("this socket")
         return 0
 
     @property

@@ -5,36 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import warnings
 
 import pytest
 
 from pyhub import MessageHub
 from pyhub.errors import ForkedHandle
-from tests.conftest import eventually
+from tests.conftest import exit_status, fork
 from tests.hub.conftest import WATCHDOG_S, Workers
 
 LONG_S = 3.0 * WATCHDOG_S  # a child that is told only then is ended before
-
-
-def fork() -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there are threads is the point
-        return os.fork()
-
-
-def exit_status(child: int) -> int:
-    """Return the status that a child ends with; where it does not end, it is killed."""
-    ended: list[tuple[int, int]] = []
-
-    def has_ended() -> bool:
-        ended.append(os.waitpid(child, os.WNOHANG))
-        return ended[-1][0] == child
-
-    if not eventually(has_ended, WATCHDOG_S):
-        os.kill(child, signal.SIGKILL)
-        ended.append(os.waitpid(child, 0))
-    return os.waitstatus_to_exitcode(ended[-1][1])
 
 
 def test_a_forks_child_is_told_to_make_a_hub_of_its_own(hub: MessageHub, name: str) -> None:
@@ -98,6 +77,8 @@ def test_a_handlers_fork_amid_a_call_is_told_at_once_in_the_child(
         signal.setitimer(signal.ITIMER_REAL, 0.1, 0.02)
         assert call.result()[0] == 1
     except ForkedHandle:
+        if children[-1] != 0:
+            raise
         os._exit(0)
     finally:
         if children and children[-1] == 0:
@@ -107,6 +88,26 @@ def test_a_handlers_fork_amid_a_call_is_told_at_once_in_the_child(
     assert [exit_status(child) for child in children] == [0] * 10
     for each in others:
         each.join(WATCHDOG_S)
+        assert not each.is_alive()
+
+
+def test_a_child_of_a_fork_amid_the_hubs_own_work_is_told_of_the_fork(
+    hub: MessageHub, workers: Workers
+) -> None:
+    """Not to wait until that work is done, which is its parent's."""
+    workers.start()
+    call = hub.start_call(workers.name, "work", timeout_s=LONG_S)
+    with hub._connection._line:
+        child = fork()
+        if child == 0:
+            try:
+                call.result()
+            except ForkedHandle:
+                os._exit(0)
+            finally:
+                os._exit(1)
+    assert exit_status(child) == 0
+    call.result()
 
 
 def test_a_commands_fork_that_goes_on_like_its_parent_ends(hub: MessageHub, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import threading
 from collections.abc import Callable
 
@@ -14,10 +15,10 @@ import zmq
 
 from pyhub import ChannelClosed, WaitTimeout
 from pyhub.codec import encode_value
-from pyhub.errors import CodecError
+from pyhub.errors import CodecError, ForkedHandle
 from pyhub.hub.client.feed import MAX_ITEMS, Feed
 from pyhub.hub.client.values import unpack
-from tests.conftest import descriptors, eventually, turns
+from tests.conftest import descriptors, eventually, exit_status, fork, turns
 
 WATCHDOG_S = 30
 
@@ -102,6 +103,41 @@ def test_who_waits_is_woken_by_the_end(
     end(feed)
     waiting.join()
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("is_amid", [True, False])
+@pytest.mark.parametrize("timeout_s", [None, 1000.0])
+def test_a_forks_child_is_told_that_nothing_comes_there(
+    timeout_s: float | None, is_amid: bool
+) -> None:
+    """Also where a signal's handler forked while it waited."""
+    feed, children = feed_of(), list[int]()
+
+    def fork_once(*_: object) -> None:
+        children.append(fork())
+        if children[0]:
+            feed.put(1)
+
+    def interrupt() -> None:
+        assert eventually(lambda: feed._changed.n_waiting == 1, WATCHDOG_S)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    former = signal.signal(signal.SIGUSR1, fork_once)
+    if is_amid:
+        threading.Thread(target=interrupt).start()
+    else:
+        fork_once()
+    try:
+        assert feed.get(timeout_s) == 1
+    except ForkedHandle:
+        if children[0]:
+            raise
+        os._exit(0)
+    finally:
+        if children == [0]:
+            os._exit(1)
+        signal.signal(signal.SIGUSR1, former)
+    assert exit_status(children[0]) == 0
 
 
 def test_several_who_wait_get_each_item_once() -> None:

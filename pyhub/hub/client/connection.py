@@ -235,8 +235,8 @@ class Connection:
         bool
             Whether it came before the deadline.
         """
-        self.check_turn()
         self.check_fork()
+        self.check_turn()
         while not answer.is_done and (left_s := left_until(deadline)):
             if not self.listen_while(answer.is_awaited, deadline):
                 answer.wait(left_s)
@@ -301,11 +301,7 @@ class Connection:
     def check_fork(self) -> None:
         """Raise in a fork's child: the line is its parent's."""
         if self._pid != os.getpid():
-            raise ForkedHandle(
-                "this hub was made before a fork, and is used in the child.\n"
-                "  Make a MessageHub of its own in the child, or start processes with the spawn "
-                "method."
-            )
+            raise ForkedHandle.of("this hub")
 
     def close(self, wait: bool = True) -> None:
         """Say goodbye. In a fork's child: only forget, the line is the parent's.

@@ -78,6 +78,7 @@ class Feed(Generic[T]):
             if self._check_turn is not None:
                 self._check_turn()
             if not self._changed.wait(seen, left_until(deadline)):
+                self._check_fork()
                 raise WaitTimeout(f"{self._what}: nothing came within {timeout_s:g} s.")
 
     async def aget(self, timeout_s: float | None = None) -> T:
@@ -237,10 +238,7 @@ class Feed(Generic[T]):
 
     def _check_fork(self) -> None:
         if self._pid != os.getpid():
-            raise ForkedHandle(
-                f"{self._what}: this was made before a fork, and is used in the child.\n"
-                "  What comes, the parent hears. Make a MessageHub of the child's own."
-            )
+            raise ForkedHandle.of(f"{self._what}: this")
 
     def _wake(self) -> None:
         self._changed.ring()

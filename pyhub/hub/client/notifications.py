@@ -229,11 +229,7 @@ class NotificationListener:
     def _check(self) -> None:
         # A fork's child would take the parent's wake-ups off the descriptor.
         if self._pid != os.getpid():
-            raise ForkedHandle(
-                "this consumer was made before a fork, and is used in the child.\n"
-                "  Find it again with a MessageHub of the child's own, or start processes with "
-                "the spawn method."
-            )
+            raise ForkedHandle.of("this consumer")
 
     def _hears(self, block: DataBlock) -> bool:
         """Whether each publish of `block` is told."""
