@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar, final
 
 __all__ = [
-    "Answer", "Bell", "Ears", "Turn", "Wake", "deadline_after", "keep_newest", "left_until", "take",
+    "Answer", "Bell", "Ears", "Lock", "Wake", "deadline_after", "keep_newest", "left_until", "take",
 ]  # fmt: skip
 
 _T = TypeVar("_T")
@@ -44,7 +44,7 @@ class Answer(Generic[_T]):
     def is_called_for(self) -> bool: ...
 
 @final
-class Turn:
+class Lock:
     @property
     def is_mine(self) -> bool: ...
     def __enter__(self) -> None: ...
@@ -63,7 +63,7 @@ class Ears:
         self,
         is_needed: Callable[[], bool],
         receive: Callable[[], object],
-        line: Turn,
+        line: Lock,
         deadline: float,
     ) -> bool: ...
 

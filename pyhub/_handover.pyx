@@ -1,4 +1,5 @@
 # cython: language_level=3, embedsignature=False, binding=False
+# binding: methods that are plain are called sooner; nobody asks for their signatures.
 """What threads of one program hand to each other.
 
 Each method that does not sleep or call somebody is one step: no other thread
@@ -21,7 +22,7 @@ from pyhub._abi cimport phb_futex_wait, phb_futex_wake, phb_monotonic_ns
 from pyhub.errors import ForkedHandle
 
 __all__ = [
-    "Answer", "Bell", "Ears", "Turn", "Wake", "deadline_after", "keep_newest", "left_until", "take",
+    "Answer", "Bell", "Ears", "Lock", "Wake", "deadline_after", "keep_newest", "left_until", "take",
 ]
 
 cdef extern from "sys/eventfd.h" nogil:
@@ -230,7 +231,7 @@ cdef class Answer:
         return bool(self._callbacks)
 
 
-cdef class Turn:
+cdef class Lock:
     """A lock that knows whose it is; its holder may take it again."""
 
     cdef Bell _bell
@@ -277,22 +278,22 @@ cdef class Turn:
 
 
 cdef class _Attempt:
-    cdef Turn _turn
+    cdef Lock _lock
     cdef bint _is_taken
 
-    def __cinit__(self, Turn turn):
-        self._turn = turn
+    def __cinit__(self, Lock lock):
+        self._lock = lock
 
     def __enter__(self):
-        if self._turn._holder == 0:
-            self._turn._take(PyThread_get_thread_ident())
+        if self._lock._holder == 0:
+            self._lock._take(PyThread_get_thread_ident())
             self._is_taken = True
         return self._is_taken
 
     def __exit__(self, *_):
         if self._is_taken:
             self._is_taken = False
-            self._turn._give()
+            self._lock._give()
 
 
 cdef class Ears:
@@ -306,7 +307,7 @@ cdef class Ears:
     cdef Wake _wake  # the owner's
     cdef Wake _nudge  # the listener's
     cdef int _descriptor
-    cdef unsigned long _listener  # who stands in
+    cdef unsigned long _stand_in  # who stands in
     cdef int _depth
     cdef uint64_t n_nudges  # of who stands in
     cdef bint _is_closed
@@ -361,7 +362,7 @@ cdef class Ears:
         self.shut()
         self._is_closed = True
         self._wake.close()
-        if self._listener:
+        if self._stand_in:
             self._nudge.wake()
         else:
             self._nudge.close()
@@ -379,10 +380,10 @@ cdef class Ears:
     cpdef void nudge(self):
         """Have whoever stands in look again: there may be something it does not hear of."""
         self.n_nudges += 1
-        if self._listener and self._listener != PyThread_get_thread_ident():
+        if self._stand_in and self._stand_in != PyThread_get_thread_ident():
             self._nudge.wake()
 
-    def listen_while(self, is_needed, receive, Turn line not None, double deadline):
+    def listen_while(self, is_needed, receive, Lock line not None, double deadline):
         """Stand in, and have `receive` called when something comes, as long as that is needed.
 
         At most until `deadline` (s, of the monotonic clock); in a fork's child, not at
@@ -426,20 +427,20 @@ cdef class Ears:
 
     cdef bint _begin(self) noexcept:
         cdef unsigned long me = PyThread_get_thread_ident()
-        if (self._listener and self._listener != me) or self._descriptor < 0 or self._is_closed:
+        if (self._stand_in and self._stand_in != me) or self._descriptor < 0 or self._is_closed:
             return False
         if getpid() != self._pid:  # its parent listens, by the same descriptors
             return False
         self._depth += 1
-        if self._listener == 0:
-            self._listener = me
+        if self._stand_in == 0:
+            self._stand_in = me
             self._control(EPOLL_CTL_MOD)
         return True
 
     cdef void _end(self):
         self._depth -= 1
         if self._depth == 0 and getpid() == self._pid:
-            self._listener = 0
+            self._stand_in = 0
             self._control(EPOLL_CTL_MOD)
             if self._is_closed:
                 self._nudge.close()
@@ -467,7 +468,7 @@ cdef class Ears:
         cdef epoll_event event
         if self._descriptor < 0 or self._epoll < 0:
             return 0
-        event.events = 0 if self._listener else EPOLLIN
+        event.events = 0 if self._stand_in else EPOLLIN
         event.data.fd = self._descriptor
         return epoll_ctl(self._epoll, operation, self._descriptor, &event)
 

@@ -47,7 +47,7 @@ def check_name(name: str, what: str = "channel") -> str:
     return name
 
 
-@functools.lru_cache(maxsize=1024)  # a program has few of them, and says them often
+@functools.lru_cache(maxsize=1024)  # few, said often; long ones do not come here
 def _is_name(text: str) -> bool:
     return bool(_NAME.fullmatch(text))
 

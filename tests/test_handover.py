@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pyhub._handover import Answer, Bell, Ears, Turn, Wake, keep_newest, take
+from pyhub._handover import Answer, Bell, Ears, Lock, Wake, keep_newest, take
 from pyhub.errors import ForkedHandle
 from tests.conftest import eventually, exit_status, fork
 
@@ -236,15 +236,15 @@ def test_it_is_said_whether_somebody_is_to_be_called() -> None:
     assert not answer.is_called_for
 
 
-# --- Turn ---
+# --- Lock ---
 
 
 def test_a_turn_is_one_threads(run: Callable[..., threading.Thread]) -> None:
-    turn, n_turns, count = Turn(), 2000, [0]
+    lock, n_turns, count = Lock(), 2000, [0]
 
     def work() -> None:
         for _ in range(n_turns):
-            with turn:
+            with lock:
                 before = count[0]
                 os.sched_yield()
                 count[0] = before + 1
@@ -253,32 +253,32 @@ def test_a_turn_is_one_threads(run: Callable[..., threading.Thread]) -> None:
     for thread in threads:
         thread.join(WATCHDOG_S)
     assert count == [4 * n_turns]
-    assert not turn.is_mine
+    assert not lock.is_mine
 
 
 def test_its_holder_may_take_it_again_but_not_by_an_attempt() -> None:
-    turn = Turn()
-    with turn:
-        with turn:
-            assert turn.is_mine
-        assert turn.is_mine
-        with turn.attempt() as is_taken:
+    lock = Lock()
+    with lock:
+        with lock:
+            assert lock.is_mine
+        assert lock.is_mine
+        with lock.attempt() as is_taken:
             assert not is_taken
-        assert turn.is_mine
-    assert not turn.is_mine
-    with turn.attempt() as is_taken:
+        assert lock.is_mine
+    assert not lock.is_mine
+    with lock.attempt() as is_taken:
         assert is_taken
-        assert turn.is_mine
-    assert not turn.is_mine
+        assert lock.is_mine
+    assert not lock.is_mine
 
 
 @contextlib.contextmanager
-def held_elsewhere(turn: Turn) -> Iterator[Callable[[], None]]:
-    """Have another thread hold `turn`, until that is called or this ends."""
+def held_elsewhere(lock: Lock) -> Iterator[Callable[[], None]]:
+    """Have another thread hold `lock`, until that is called or this ends."""
     release, has_it = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with turn:
+        with lock:
             has_it.set()
             release.wait(WATCHDOG_S)
 
@@ -293,38 +293,38 @@ def held_elsewhere(turn: Turn) -> Iterator[Callable[[], None]]:
 
 
 def test_an_attempt_does_not_wait() -> None:
-    turn = Turn()
-    with held_elsewhere(turn):
-        with turn.attempt() as is_taken:
+    lock = Lock()
+    with held_elsewhere(lock):
+        with lock.attempt() as is_taken:
             assert not is_taken
-        assert not turn.is_mine
-    with turn:
-        assert turn.is_mine
+        assert not lock.is_mine
+    with lock:
+        assert lock.is_mine
 
 
 def test_what_raises_gives_its_turn_back() -> None:
-    turn = Turn()
-    with pytest.raises(ValueError), turn:
+    lock = Lock()
+    with pytest.raises(ValueError), lock:
         raise ValueError
-    with pytest.raises(ValueError), turn.attempt():
+    with pytest.raises(ValueError), lock.attempt():
         raise ValueError
-    assert not turn.is_mine
+    assert not lock.is_mine
 
 
 def test_a_turn_that_another_thread_has_is_not_waited_for_in_a_forks_child() -> None:
     """That thread is not there; it may be the child of a handler's fork, amid the wait."""
-    turn, children = Turn(), list[int]()
+    lock, children = Lock(), list[int]()
     former = signal.signal(signal.SIGUSR1, lambda *_: children.append(fork()))
     try:
-        with held_elsewhere(turn) as release:
+        with held_elsewhere(lock) as release:
             child = fork()
             if child == 0:
-                with contextlib.suppress(ForkedHandle), turn:
+                with contextlib.suppress(ForkedHandle), lock:
                     os._exit(1)
                 os._exit(0)
             assert exit_status(child) == 0
             interrupt_soon(release)
-            with turn:
+            with lock:
                 pass
     except ForkedHandle:
         if children == [0]:
@@ -390,21 +390,23 @@ def listen(
     receive: Callable[[], object] = lambda: None,
     timeout_s: float = WATCHDOG_S,
 ) -> bool:
-    return ears.listen_while(is_needed, receive, Turn(), time.monotonic() + timeout_s)
+    return ears.listen_while(is_needed, receive, Lock(), time.monotonic() + timeout_s)
 
 
 def test_who_stands_in_hears_instead_of_the_owner(ears: Ears, owner: Owner) -> None:
     heard: list[int] = []
 
+    def is_needed() -> bool:
+        if not heard:
+            owner.wake.wake()  # now that its owner does not
+        return not heard
+
     def receive() -> None:
         assert is_readable(owner.wake.fd)
-        time.sleep(SHORT_S)
+        time.sleep(SHORT_S)  # for its owner to hear it, if it could
         heard.append(owner.n_woken)
 
-    timer = threading.Timer(SHORT_S, owner.wake.wake)
-    timer.start()
-    assert listen(ears, lambda: not heard, receive)
-    timer.join()
+    assert listen(ears, is_needed, receive)
     assert heard == [0]
     # What it left, the owner hears.
     assert eventually(lambda: owner.n_woken == 1)
@@ -435,7 +437,7 @@ def test_nobody_stands_in_where_there_is_nothing_to_hear(ears: Ears) -> None:
 def test_what_comes_while_another_thread_has_the_line_is_left_to_that_one(
     ears: Ears, owner: Owner, run: Callable[..., threading.Thread]
 ) -> None:
-    line, given_back, had = Turn(), list[bool](), list[bool]()
+    line, given_back, had = Lock(), list[bool](), list[bool]()
     with held_elsewhere(line) as release:
 
         def give_back() -> None:
@@ -454,7 +456,7 @@ def test_what_comes_while_another_thread_has_the_line_is_left_to_that_one(
 
 
 def test_an_error_ends_it_and_gives_all_back(ears: Ears, owner: Owner) -> None:
-    line = Turn()
+    line = Lock()
 
     def fail() -> bool:
         raise ZeroDivisionError
@@ -474,33 +476,42 @@ def test_an_error_ends_it_and_gives_all_back(ears: Ears, owner: Owner) -> None:
 
 def test_a_signal_is_handled_though_the_line_is_held_elsewhere(ears: Ears, owner: Owner) -> None:
     """It may come while this thread is awake already, and waits for the GIL: no call fails by it."""
-    line = Turn()
+    line = Lock()
     answer: Answer[int] = Answer(ears)
     rescue = threading.Timer(WATCHDOG_S / 2, answer.set, (1,))
 
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
     def hold() -> None:
-        time.sleep(SHORT_S)
+        assert eventually(lambda: not ears.listen_while(lambda: False, int, Lock(), 0), WATCHDOG_S)
         with line:
+            time.sleep(SHORT_S)  # who listens sleeps, most likely
             ears.nudge()
-            spin(SHORT_S)  # who was nudged is awake, and waits
-            os.kill(os.getpid(), signal.SIGINT)
+            spin(SHORT_S)  # it is awake, and waits
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             spin(SHORT_S)
             time.sleep(SHORT_S)  # gives the GIL away, not the line
 
-    former = sys.getswitchinterval()
+    interval = sys.getswitchinterval()
     sys.setswitchinterval(100 * SHORT_S)
+    former = signal.signal(signal.SIGUSR1, interrupt)
     thread = threading.Thread(target=hold)
     try:
         rescue.start()
         thread.start()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             ears.listen_while(answer.is_awaited, int, line, math.inf)
         assert answer.is_awaited(), "it slept until something came"
     finally:
-        sys.setswitchinterval(former)
+        sys.setswitchinterval(interval)
         rescue.cancel()
         rescue.join()
         thread.join()
+        signal.signal(signal.SIGUSR1, former)
 
 
 def spin(seconds: float) -> None:
@@ -515,7 +526,7 @@ def test_nobody_listens_in_a_forks_child(ears: Ears) -> None:
     ears.open(wake.fd)
     child = fork()
     if child == 0:
-        os._exit(int(ears.listen_while(lambda: True, int, Turn(), math.inf)))
+        os._exit(int(ears.listen_while(lambda: True, int, Lock(), math.inf)))
     assert exit_status(child) == 0
     ears.shut()
     wake.close()
@@ -524,7 +535,7 @@ def test_nobody_listens_in_a_forks_child(ears: Ears) -> None:
 @pytest.mark.parametrize("where", ["waiting", "is_needed", "receive", "held elsewhere"])
 def test_a_fork_amid_listening_ends_it_in_the_child(ears: Ears, owner: Owner, where: str) -> None:
     """And takes nothing from the parent."""
-    children, line = list[int](), Turn()
+    children, line = list[int](), Lock()
 
     def fork_once(*_: object) -> None:
         if not children:
@@ -564,7 +575,7 @@ def test_a_fork_amid_listening_ends_it_in_the_child(ears: Ears, owner: Owner, wh
 def test_it_lasts_no_longer_because_the_line_is_held_elsewhere(ears: Ears, owner: Owner) -> None:
     """Not for as long once more, either."""
 
-    def lasted_s(line: Turn) -> float:
+    def lasted_s(line: Lock) -> float:
         nudge = threading.Timer(9 * SHORT_S, ears.nudge)
         nudge.start()
         began = time.monotonic()
@@ -573,7 +584,7 @@ def test_it_lasts_no_longer_because_the_line_is_held_elsewhere(ears: Ears, owner
         nudge.join()
         return ended - began
 
-    line = Turn()
+    line = Lock()
     free_s = max(lasted_s(line) for _ in range(3))
     with held_elsewhere(line):
         assert min(lasted_s(line) for _ in range(3)) < 1.5 * free_s
@@ -591,7 +602,7 @@ def test_an_answer_of_another_thread_wakes_who_stands_in(
     for _ in range(200):
         answer: Answer[int] = Answer(ears)
         run(answer.set, 1)
-        assert ears.listen_while(lambda a=answer: not a.is_done, int, Turn(), math.inf)  # type: ignore[misc]
+        assert ears.listen_while(lambda a=answer: not a.is_done, int, Lock(), math.inf)  # type: ignore[misc]
 
 
 def test_an_answer_of_ones_own_is_no_reason_to_wait(ears: Ears, owner: Owner) -> None:
@@ -602,7 +613,7 @@ def test_an_answer_of_ones_own_is_no_reason_to_wait(ears: Ears, owner: Owner) ->
         answer.set(1)  # in a handler, say, between the look and the wait
         return not was_done
 
-    assert ears.listen_while(look, int, Turn(), math.inf)
+    assert ears.listen_while(look, int, Lock(), math.inf)
 
 
 def test_who_stands_in_hears_of_another_descriptor(ears: Ears, owner: Owner) -> None:
@@ -630,14 +641,14 @@ def test_who_stands_in_hears_of_another_descriptor(ears: Ears, owner: Owner) -> 
 
 
 def run_standing_in(run: Callable[..., threading.Thread], ears: Ears) -> threading.Thread:
-    """Have a thread stand in, and sleep; returned once it does so."""
+    """Have a thread stand in; returned when it does, and is about to sleep."""
     is_standing = threading.Event()
 
     def is_needed() -> bool:
         is_standing.set()
         return True
 
-    thread = run(ears.listen_while, is_needed, int, Turn(), math.inf)
+    thread = run(ears.listen_while, is_needed, int, Lock(), math.inf)
     assert is_standing.wait(WATCHDOG_S)
     return thread
 

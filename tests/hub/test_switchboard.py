@@ -578,6 +578,28 @@ def test_who_cancels_for_itself_alone_is_answered_and_waits_no_more(desk: Desk) 
     assert not desk.board.services.is_busy
 
 
+def test_who_cancels_what_has_begun_is_answered_and_told_how_it_ended(desk: Desk) -> None:
+    desk.ask(B, protocol.Offer("s", [CommandInfo("do")]))
+    desk.ask(A, protocol.Call(b"1", "s", "do", b"\x80", 9.0), request_id=1)
+    desk.pushed(B)
+    desk.ask(A, protocol.Cancel(b"1"))
+    assert desk.pushed(B) == [protocol.Abort(b"1")]
+    desk.ask(B, protocol.Outcome(b"1", b"\x2a"))
+    assert desk.replies == [(A, 1, protocol.Accepted(worker_id(B)))]
+    assert desk.pushed(A) == [Finished(b"1", b"\x2a")]
+
+
+def test_who_says_hello_again_has_no_answer_to_what_it_asked_before(desk: Desk) -> None:
+    """It may ask something else by that number."""
+    desk.ask(B, protocol.Offer("s", [CommandInfo("do")]))
+    desk.ask(A, protocol.Call(b"1", "s", "do", b"\x80", 9.0), request_id=1)
+    desk.ask(A, hello())
+    desk.pushed(A)
+    desk.ask(B, protocol.Outcome(b"1", b"\x2a"))
+    assert desk.replies == []
+    assert desk.pushed(A) == [Finished(b"1", b"\x2a")]
+
+
 def test_a_worker_says_hello_again_and_its_calls_go_on(desk: Desk) -> None:
     """A line may break for a second; what is under way is not lost by that."""
     desk.ask(B, protocol.Offer("s", [CommandInfo("do")]))

@@ -92,7 +92,7 @@ class Registry:
         self._endpoint_of = endpoint_of
         self._heartbeat_s = heartbeat_s
         self._began = now
-        self.n_met = 0  # programs that came, ever
+        self.n_met = 0  # hellos that were taken, ever
         self.programs: dict[bytes, Program] = {}
         self.channels: dict[str, bytes] = {}  # name -> who has it
         self._n_readers: Counter[tuple[str, str]] = Counter()  # of a name and segment id

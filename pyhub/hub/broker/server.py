@@ -20,6 +20,7 @@ from pyhub.hub._raw_socket import RawSocket
 from pyhub.hub.broker import zap
 from pyhub.hub.broker.allow_list import AllowList
 from pyhub.hub.broker.audit import Audit
+from pyhub.hub.broker.linger import Linger
 from pyhub.hub.broker.registry import Program, Registry
 from pyhub.hub.broker.rights import Client
 from pyhub.hub.broker.store import Store
@@ -40,7 +41,7 @@ Router = zmq.Socket[bytes]
 _TICK_S = 0.25
 # While somebody waits for a worker, its death is to be seen at once.
 _SHORT_TICK_S = 0.025
-_LONGEST_S = 2 * _TICK_S  # that passes in one turn
+_MAX_PASSED_S = 2 * _TICK_S  # that passes in one turn
 # Messages that are answered before the door and the clock are looked at again.
 _MAX_TURN = 100
 _FILE_S = 2.0  # broker.json is looked after this often
@@ -69,14 +70,13 @@ class Broker:
         site: Site | None = None,
     ) -> None:
         self._runtime = runtime
-        self._linger_s = linger_s
         self._site = site
         self._host = os.uname().nodename
         self._registry = Registry(os.urandom(8).hex(), runtime.endpoint_of)
         self._lease_file = str(lease_path())
         self._now = 0.0  # s that this process ran: see `_go_on`
         self._looked_at = time.monotonic()
-        self._alone_since, self._n_met = 0.0, 0  # at the last tick with programs, or since it
+        self._linger = Linger(linger_s)
         self._is_stopped = False
         self._is_crowded = False
         self._next_look_after = _FILE_S
@@ -134,9 +134,11 @@ class Broker:
             try:
                 self._loop(doorman, int(router.fileno()))
             finally:
-                # ms: who told it to end is to hear that it does
-                self._router.close(200 if self._board.is_ended else 0)
-                self._take_leave()
+                try:
+                    self._take_leave()
+                finally:
+                    # ms: who told it to end is to hear that it does
+                    self._router.close(200 if self._board.is_ended else 0)
 
     def _keys(self) -> KeyPair:
         if self._site is None or self._site.key_file is None:
@@ -201,7 +203,7 @@ class Broker:
         """
         looked_at, self._looked_at = self._looked_at, time.monotonic()
         passed_s = self._looked_at - looked_at
-        self._now += passed_s if passed_s < _LONGEST_S else _LONGEST_S
+        self._now += passed_s if passed_s < _MAX_PASSED_S else _MAX_PASSED_S
 
     def _tick(self) -> None:
         if self._allowed.refresh():
@@ -209,9 +211,7 @@ class Broker:
         self._forget_sockets(self._board.tick(self._now, self._is_alive))
         self._look_for_a_crowd()
         self._look_after_file()
-        if self._registry.programs or self._registry.n_met > self._n_met:
-            self._alone_since, self._n_met = self._now, self._registry.n_met
-        elif self._linger_s is not None and self._now - self._alone_since >= self._linger_s:
+        if self._linger.is_over(self._now, len(self._registry.programs), self._registry.n_met):
             self.stop()
 
     # --- Messages ---

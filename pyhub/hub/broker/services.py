@@ -20,7 +20,7 @@ from pyhub.hub.broker.holders import Holders
 from pyhub.hub.protocol import Accepted, CommandInfo, Done, Failure, Refused
 from pyhub.names import check_name
 
-__all__ = ["Services", "Tell"]
+__all__ = ["Services", "Post"]
 
 MAX_SERVICES_PER_PROGRAM = 256
 MAX_WAITING = 1000  # calls of one service that no worker has begun
@@ -32,7 +32,7 @@ MAX_WORKERS_OF_A_CALL = 3
 _SHORT_S = 0.02
 
 
-class Tell(Protocol):
+class Post(Protocol):
     """Sends a message to those of `peers` that are here: at once, before what is done next."""
 
     def __call__(
@@ -99,7 +99,7 @@ class Services:
     ----------
     epoch
         This broker's.
-    tell
+    post
         Sends a message to programs.
     is_here
         Whether a program is connected.
@@ -116,7 +116,7 @@ class Services:
     def __init__(
         self,
         epoch: str,
-        tell: Tell,
+        post: Post,
         is_here: Callable[[bytes], bool],
         may_offer: Callable[[bytes, str], bool],
         roster: Roster,
@@ -124,7 +124,7 @@ class Services:
         now: float = 0.0,
     ) -> None:
         self._epoch = epoch
-        self._tell = tell
+        self._post = post
         self._is_here = is_here
         self._may_offer = may_offer
         self._comebacks = Comebacks(roster, is_here, former, now)
@@ -263,10 +263,8 @@ class Services:
             self._end(body.call, None, too_late(call.request, call.n_lost, call.is_in_doubt))
         elif is_forgotten and not body.worker and not self._is_idempotent(body):
             self._end(body.call, None, forgotten(body))
-        elif call.is_in_doubt:
-            self._settle(call)
         else:
-            self._enqueue(call)
+            self._settle(call)
         return None
 
     def acknowledge(self, now: float) -> None:
@@ -280,7 +278,7 @@ class Services:
         """Answer what a caller asked, if it has no answer yet; the outcome is then pushed."""
         asked, call.callers[peer] = call.callers[peer], None
         if asked is not None:
-            self._tell([peer], self._accepted(call.request.call), asked.request_id)
+            self._post([peer], self._accepted(call.request.call), asked.request_id)
 
     def _accepted(self, call_id: bytes) -> Accepted:
         call = self._calls.get(call_id)
@@ -315,7 +313,7 @@ class Services:
         """Hear from a worker how far a call is."""
         call = self._calls.get(body.call)
         if call is not None and call.worker == peer:
-            self._tell(list(call.callers), protocol.Progressed(body.call, body.value))
+            self._post(list(call.callers), protocol.Progressed(body.call, body.value))
 
     # --- Time and death ---
 
@@ -481,9 +479,9 @@ class Services:
                 return
 
     def _execute(self, call: _Call, peer: bytes, may_be_done: bool = True) -> None:
-        """Give a call to its worker; first, as nothing of what is noted then can fail."""
+        """Give a call to its worker, which begins while that is noted; no note of it can fail."""
         body = call.request
-        self._tell([peer], _execution(call))
+        self._post([peer], _execution(call))
         call.worker, call.is_in_doubt, call.may_be_done = peer, False, may_be_done
         call.is_idempotent = call.is_idempotent or self._is_idempotent(body)
         self._comebacks.works(peer)
@@ -495,7 +493,7 @@ class Services:
         """Tell a call's worker, once, that nobody waits any more."""
         if call.worker is not None and not call.is_aborted:
             call.is_aborted = True
-            self._tell([call.worker], protocol.Abort(call.request.call))
+            self._post([call.worker], protocol.Abort(call.request.call))
 
     def _lose_worker(self, call: _Call) -> None:
         """Decide about a call whose worker is gone."""
@@ -522,7 +520,7 @@ class Services:
         call = self._calls.pop(call_id)
         finished = protocol.Finished(call_id, value, failure)
         for caller, asked in call.callers.items():
-            self._tell([caller], finished, 0 if asked is None else asked.request_id)
+            self._post([caller], finished, 0 if asked is None else asked.request_id)
             self._count_down(caller)
         service = self._services.get(call.request.service)
         if call.worker is None:
@@ -573,9 +571,9 @@ class Services:
         self._unsure.discard(peer)
         for call_id, call in self._calls.items():
             if call.worker == peer and (call.may_be_done or call_id not in held):
-                self._tell([peer], _execution(call))
+                self._post([peer], _execution(call))
             if call.worker == peer and call.is_aborted:
-                self._tell([peer], protocol.Abort(call_id))
+                self._post([peer], protocol.Abort(call_id))
 
     def _find_worker(self, body: protocol.Call) -> bytes | None:
         service = self._services.get(body.service)

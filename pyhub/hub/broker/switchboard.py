@@ -85,12 +85,12 @@ class Switchboard:
         self._now = now
         self._watches = Watches(self._may_read)
         self._state = StateTable(
-            self._push, self._watches, store.keep_entry, store.entries(), store.version
+            self._post, self._watches, store.keep_entry, store.entries(), store.version
         )
-        self._topics = Topics(self._push, self._watches, store.keep_event, store.kept_events())
+        self._topics = Topics(self._post, self._watches, store.keep_event, store.kept_events())
         self.services = Services(
             registry.epoch,
-            self._push,
+            self._post,
             registry.programs.__contains__,
             self._may_offer,
             store,
@@ -398,7 +398,7 @@ class Switchboard:
             "broker",
         )
 
-    def _push(
+    def _post(
         self, peers: Sequence[bytes], body: PushBody | Accepted, request_id: int = 0, /
     ) -> None:
         """Tell those that are here; of an answer that is lost, its program asks again."""

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import zmq
 
 from pyhub._core import process_lease
-from pyhub._handover import Answer, Ears, Turn, deadline_after, left_until
+from pyhub._handover import Answer, Ears, Lock, deadline_after, left_until
 from pyhub.errors import (
     AccessDenied,
     BrokerRefused,
@@ -97,7 +97,7 @@ class Connection:
         # Who has the line, sends and receives for all: the connection's thread, or one
         # that has something to send, or waits for something, and spares so a change
         # of threads.
-        self._line = Turn()
+        self._line = Lock()
         self._ears = Ears()
         # Appending is something that a finalizer and a signal handler may do too.
         self._inbox: deque[Question] = deque()

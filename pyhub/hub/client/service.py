@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pyhub._handover import Turn
+from pyhub._handover import Lock
 from pyhub.errors import BrokerUnreachable, CallCancelled, PyhubError
 from pyhub.hub import protocol
 from pyhub.hub.client.command import BadArguments, Command
@@ -218,7 +218,7 @@ class Services:
         self._jobs: dict[bytes, Job] = {}  # under way
         self._outcomes = Outcomes()
         # Held for moments; by a finalizer too, that runs where it is held already.
-        self.lock = Turn()
+        self.lock = Lock()
         self._pid = os.getpid()
         self.connection: Connection | None = None
 
