@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-from hub_partners import N_BYTES, WAYS, way_to_ask
+from hub_partners import WAYS, payloads, way_to_ask
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import pyhub
@@ -26,13 +26,13 @@ def hub() -> Iterator[pyhub.MessageHub]:
 
 @pytest.mark.parametrize("way", WAYS)
 def bench_round_trip(benchmark: BenchmarkFixture, way: str) -> None:
-    """What does a command that does nothing cost beside bare messages?"""
+    """What does a command that does nothing cost beside bare messages? And a request?"""
     benchmark.group = "there and back, commands"
-    numbers = itertools.count()
+    asked = itertools.cycle(payloads())
     with way_to_ask(way) as ask:
 
         def round_trip() -> None:
-            payload = next(numbers).to_bytes(N_BYTES, "little")
+            payload = next(asked)
             assert ask(payload) == payload, "another answer came back"
 
         benchmark(round_trip)

@@ -1,14 +1,16 @@
-"""The other processes of the hub's benchmarks, and three ways to ask one of them something.
+"""The other processes of the hub's benchmarks, and four ways to ask one of them something.
 
-Asked is always for the bytes that were given. ``hub``: a command, by way of
-the broker. ``forwarded``: bare sockets with a ROUTER in between that does
-nothing but forward, so as many processes and hops as the hub has. ``direct``:
-bare sockets, and nobody in between. All with CurveZMQ, over ipc.
+Asked is always for the bytes that were given. ``command``: by way of the
+broker. ``forwarded``: bare sockets with a ROUTER in between that does nothing
+but forward, so as many processes and hops as a command has. ``request``: what
+the broker answers itself, here a value of the state. ``direct``: bare sockets
+and nobody in between, so as many as a request has. All with CurveZMQ, over ipc.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import subprocess
@@ -23,12 +25,13 @@ import zmq
 import pyhub
 from pyhub.hub.keys import KeyPair, load_or_create_keys
 
-__all__ = ["WAYS", "Way", "partner", "way_to_ask"]
+__all__ = ["WAYS", "Way", "partner", "payloads", "way_to_ask"]
 
 Socket = zmq.Socket[bytes]
 
-WAYS = ("hub", "forwarded", "direct")
+WAYS = ("command", "forwarded", "request", "direct")
 N_BYTES = 64
+N_PAYLOADS = 256
 N_HUBS = 10  # of each process that watches
 _TIMEOUT_MS = 10_000
 
@@ -45,7 +48,7 @@ def way_to_ask(kind: str) -> Iterator[Way]:
     """Start who is needed, and give the way there, in working order."""
     with contextlib.ExitStack() as stack:
         ask: Way
-        if kind == "hub":
+        if kind == "command":
             hub = stack.enter_context(pyhub.MessageHub())
             stack.enter_context(partner("worker"))
             hub.wait_for_service("bench", timeout_s=30)
@@ -53,6 +56,14 @@ def way_to_ask(kind: str) -> Iterator[Way]:
             def ask(payload: bytes) -> bytes:
                 answer: bytes = hub.call("bench", "echo", payload=payload)
                 return answer
+        elif kind == "request":
+            hub = stack.enter_context(pyhub.MessageHub())
+            for payload in payloads():
+                hub.state[f"bench/{payload[0]}"] = payload
+
+            def ask(payload: bytes) -> bytes:
+                value: bytes = hub.state[f"bench/{payload[0]}"]
+                return value
         else:
             names = ["forwarder", "forwarded"] if kind == "forwarded" else ["direct"]
             for name in names:
@@ -90,9 +101,13 @@ def partner(role: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
             child.terminate()
 
 
+def payloads() -> Iterator[bytes]:
+    """Return what is asked for, in turn."""
+    return (number.to_bytes(N_BYTES, "little") for number in range(N_PAYLOADS))
+
+
 def _settle(ask: Way) -> None:
-    for number in range(20):
-        payload = number.to_bytes(N_BYTES, "little")
+    for payload in itertools.islice(payloads(), 20):
         assert ask(payload) == payload, "another answer came back"
 
 
@@ -159,14 +174,17 @@ def _watchers(key: str) -> None:
 
 
 def _listener(pattern: str, n_events: str) -> None:
-    """Take so many events, in order; say when the last one came, and how many were lost."""
+    """Take so many events, in order; say when the last one came, and how many did not come."""
     with pyhub.MessageHub() as hub, hub.events(pattern) as feed:
         _ready()
         for _ in sys.stdin:
-            for number in range(int(n_events)):
+            following = n_missing = 0
+            while following < int(n_events):
                 event = feed.get(30)
-                assert event.value == number, f"{event.value} came, not {number}"
-            print(time.monotonic_ns(), feed.n_lost, flush=True)
+                assert event.value >= following, f"{event.value} came, not {following}"
+                n_missing += event.value - following
+                following = event.value + 1
+            print(time.monotonic_ns(), n_missing, flush=True)
 
 
 _ROLES: dict[str, Callable[..., None]] = {

@@ -1,10 +1,11 @@
 """What does a command cost beside the bare sockets that it needs at least? And state, events?
 
 The round trip of a command that does nothing, by way of the broker, beside
-bare sockets with as many processes, and with one less. They take turns, call
-by call; a row is the median of the repetitions' ratios, with the least and the
-largest. What has no reference of the same kind is recorded: how soon the last
-of 50 watchers has a change of the state, events a second, registrations.
+bare sockets with as many processes, and with one less; and of a request that
+the broker answers itself, beside the latter. They take turns, call by call; a
+row is the median of the repetitions' ratios, with the least and the largest.
+What has no reference of the same kind is recorded: how soon the last of 50
+watchers has a change of the state, events a second, registrations.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime as dt
+import itertools
 import json
 import shlex
 import statistics
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from hub_partners import N_BYTES, WAYS, partner, way_to_ask
+from hub_partners import partner, payloads, way_to_ask
 from rich.console import Console
 from rich.table import Table
 from surroundings import own_directories
@@ -36,8 +39,12 @@ import machine  # noqa: E402
 
 __all__ = ["TARGETS", "events", "fan_out", "registrations", "round_trips"]
 
-# A command beside bare sockets: at most so many times what these take.
-TARGETS: dict[str, float | None] = {"forwarded": 1.5, "direct": None}
+# What goes through the hub beside bare sockets: at most so many times what these take.
+# Only those that are compared take turns: more of them keep the broker awake for the next.
+TARGETS: dict[str, dict[str, float | None]] = {
+    "command": {"forwarded": 1.5, "direct": None},
+    "request": {"direct": 1.5},
+}
 # With processors as they are, and kept awake: what rousing them takes is most of the rest.
 _STATES = ("", ", processors awake")
 _RESULTS = _HERE / "results"
@@ -45,13 +52,12 @@ _N_PROCESSES = 5  # that watch, with 10 hubs each
 _N_EVENTS = 5_000  # a feed holds 10,000
 
 
-def round_trips(n_calls: int) -> dict[str, list[float]]:
-    """Return what each call took, µs, of each way."""
-    times: dict[str, list[float]] = {kind: [] for kind in WAYS}
+def round_trips(kinds: Sequence[str], n_calls: int) -> dict[str, list[float]]:
+    """Return what each call took, µs, of each way; they take turns."""
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
     with ExitStack() as stack:
-        ways = {kind: stack.enter_context(way_to_ask(kind)) for kind in WAYS}
-        for number in range(n_calls):
-            payload = number.to_bytes(N_BYTES, "little")
+        ways = {kind: stack.enter_context(way_to_ask(kind)) for kind in kinds}
+        for payload in itertools.islice(itertools.cycle(payloads()), n_calls):
             for kind, ask in ways.items():
                 began = time.perf_counter()
                 answer = ask(payload)
@@ -138,7 +144,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail if a target is missed")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120, markup=False)
-    trips: dict[str, list[float]] = {kind + state: [] for state in _STATES for kind in WAYS}
+    trips: dict[tuple[str, str, str], list[float]] = {}  # what, beside it, in which state
     figures: dict[str, list[float]] = {
         "set until the last of 50 watchers has it, ms": [],
         "events/s, each waited for": [],
@@ -151,9 +157,12 @@ def main() -> int:
             console.print(f"repetition {number + 1} of {options.repeats}", style="dim")
             for state in _STATES:
                 with pyhub.cpus_awake() if state else contextlib.nullcontext(True) as is_so:
-                    times = round_trips(options.calls) if is_so else {}
-                for kind, each in times.items():
-                    trips[kind + state].append(statistics.median(each))
+                    for kind, others in TARGETS.items() if is_so else ():
+                        times = round_trips([kind, *others], options.calls)
+                        for each, taken in times.items():
+                            trips.setdefault((kind, each, state), []).append(
+                                statistics.median(taken)
+                            )
             spread = fan_out(max(options.calls // 5, 10))
             waited, not_waited = events(True), events(False)
             found = [statistics.median(spread), waited[0], not_waited[0],
@@ -162,17 +171,12 @@ def main() -> int:
                 values.append(value)
 
     rows = [
-        row for state in _STATES if trips[f"hub{state}"] for row in (
-            _row(f"command, round trip{state}, µs", "", trips[f"hub{state}"]),
-            *(_row(f"{kind}, round trip{state}, µs", "", trips[kind + state]) for kind in TARGETS),
-            *(
-                _row(f"command{state}", kind,
-                     [a / b for a, b in
-                      zip(trips[f"hub{state}"], trips[kind + state], strict=True)], limit)
-                for kind, limit in TARGETS.items()
-            ),
-        )
-    ]  # fmt: skip
+        row
+        for state in _STATES
+        for kind, others in TARGETS.items()
+        if (kind, kind, state) in trips
+        for row in _rows(kind, others, state, trips)
+    ]
     rows += [_row(what, "", values) for what, values in figures.items()]
     table = Table("what", "beside", "target", "median", "least to largest", "")
     for row in rows:
@@ -188,6 +192,19 @@ def main() -> int:
     (_RESULTS / "hub.json").write_text(json.dumps(stored, indent=1) + "\n")
     is_missed = any(row["verdict"] == "MISSED" for row in rows)
     return 1 if options.check and is_missed else 0
+
+
+def _rows(
+    kind: str,
+    others: dict[str, float | None],
+    state: str,
+    trips: dict[tuple[str, str, str], list[float]],
+) -> Iterator[dict[str, object]]:
+    for each in (kind, *others):
+        yield _row(f"{each}, round trip{state}, µs", "", trips[kind, each, state])
+    for other, limit in others.items():
+        pairs = zip(trips[kind, kind, state], trips[kind, other, state], strict=True)
+        yield _row(f"{kind}{state}", other, [mine / its for mine, its in pairs], limit)
 
 
 def _row(
