@@ -35,8 +35,8 @@ check: $(VENV)/.built $(VENV)/.test $(VENV)/.check
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/cython-lint pyhub  # it calls pycodestyle by name
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest pyhub._core pyhub._codec pyhub._dlpack pyhub._datablock \
-	    pyhub._reading pyhub._readers pyhub._writing pyhub._handover pyhub.hub._raw_socket \
-	    --allowlist tests/stubtest-allowlist.txt --ignore-unused-allowlist
+	    pyhub._reading pyhub._readers pyhub._writing pyhub._deadlines pyhub._handover \
+	    pyhub._ears pyhub.hub._raw_socket --allowlist tests/stubtest-allowlist.txt --ignore-unused-allowlist
 	$(BIN)/python -m pytest -q tests/test_floors.py
 
 bench: $(VENV)/.built $(VENV)/.test

@@ -12,8 +12,8 @@ from setuptools.command.build_py import build_py
 
 HEADERS = sorted(glob("include/pyhub/*.h"))
 NATIVE = (
-    "_core", "_codec", "_dlpack", "_datablock", "_reading", "_readers", "_writing", "_handover",
-    "hub._raw_socket",
+    "_core", "_codec", "_dlpack", "_datablock", "_reading", "_readers", "_writing",
+    "_deadlines", "_handover", "_ears", "hub._raw_socket",
 )  # fmt: skip
 DECLARATIONS = sorted(glob("pyhub/*.pxd"))
 # Tests build the package with a promise broken on purpose, to see them fail.

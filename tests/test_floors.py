@@ -23,7 +23,9 @@ FLOORS = {
     "pyhub.names": 1.1,
     "pyhub.process": 1.1,
     "pyhub.awake": 1.1,
-    "pyhub._handover": 1.1,
+    "pyhub._deadlines": 1.1,
+    "pyhub._handover": 1.2,
+    "pyhub._ears": 1.3,
     "pyhub._core": 1.2,
     "pyhub._codec": 1.3,
     "pyhub._dlpack": 1.3,
@@ -55,11 +57,21 @@ NATIVE = {
         "pyhub._reading",
         "pyhub._readers",
         "pyhub._writing",
+        "pyhub._deadlines",
         "pyhub._handover",
     },
-    "pyhub._handover": {
+    "pyhub._deadlines": {
+        "pyhub._handover",
+        "pyhub._ears",
         "pyhub.hub.client",
-        "pyhub.hub.message_hub",  # deadlines
+        "pyhub.hub.message_hub",
+    },
+    "pyhub._handover": {
+        "pyhub._ears",
+        "pyhub.hub.client",
+    },
+    "pyhub._ears": {
+        "pyhub.hub.client",
     },
     "pyhub._core": {
         "pyhub._datablock",  # every native sibling: Segment

@@ -47,7 +47,7 @@ INTERNAL = {
         "on_glance",
         "finish",
         "fail",
-    },  # fmt: skip,
+    },
     "Service": {"put", "offer"},
     "Job": {"cancel"},
     "StateEntry": {"of"},

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyhub._handover import deadline_after, left_until
+from pyhub._deadlines import deadline_after, left_until
 from pyhub.datablock import DataBlockConsumer, DataBlockProducer, Policy, Wait
 from pyhub.errors import (
     BrokerRefused,

@@ -17,7 +17,7 @@ from pyhub import (
     MessageHub,
     WaitTimeout,
 )
-from pyhub._handover import left_until
+from pyhub._deadlines import left_until
 from pyhub.errors import (
     CallCancelled,
 )

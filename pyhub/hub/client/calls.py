@@ -6,7 +6,8 @@ import os
 from collections.abc import Generator
 from typing import Any
 
-from pyhub._handover import Answer, deadline_after, left_until
+from pyhub._deadlines import deadline_after, left_until
+from pyhub._ears import Answer
 from pyhub.errors import (
     CallCancelled,
     ChannelClosed,

@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 import zmq
 
 from pyhub._core import process_lease
-from pyhub._handover import Answer, Ears, Lock, deadline_after, left_until
+from pyhub._deadlines import deadline_after, left_until
+from pyhub._ears import Answer, Ears
+from pyhub._handover import Lock
 from pyhub.errors import (
     AccessDenied,
     BrokerRefused,

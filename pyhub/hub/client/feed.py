@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from pyhub._handover import Bell, Wake, deadline_after, left_until, take
+from pyhub._deadlines import deadline_after, left_until
+from pyhub._handover import Bell, Wake, take
 from pyhub.errors import ChannelClosed, CodecError, ForkedHandle, WaitTimeout
 
 __all__ = ["Feed"]

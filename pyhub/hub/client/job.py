@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyhub._handover import Bell, deadline_after, left_until
+from pyhub._deadlines import deadline_after, left_until
+from pyhub._handover import Bell
 from pyhub.errors import CallCancelled
 from pyhub.hub import protocol
 from pyhub.hub.client.connection import Connection
