@@ -123,9 +123,8 @@ class Switchboard:
             protocol.Unwatch: self._unwatch,
             protocol.Publish: self._publish,
         }
-        self._ways = {
-            kind: (*_RIGHTS.get(kind, (None, str)), handler) for kind, handler in handlers.items()
-        }
+        # What each request needs a right to, if any, and who answers it.
+        self._ways = {kind: (_RIGHTS.get(kind), handler) for kind, handler in handlers.items()}
 
     def answer(
         self, peer: bytes, client: Client, body: RequestBody, now: float, request_id: int = 0
@@ -147,11 +146,12 @@ class Switchboard:
             if program is None:
                 return Refused("no_hello", "say hello first; the broker may have been restarted")
             program.last_heard = now
-            verb, name_of, handle = self._ways[type(body)]
-            if verb is None or client.may(verb, name := name_of(body)):
+            right, handle = self._ways[type(body)]
+            if right is None or client.may(right[0], right[1](body)):
                 reply = handle(peer, program, body)
             else:
-                reply = _not_allowed(client, verb, name)
+                verb, name_of = right
+                reply = _not_allowed(client, verb, name_of(body))
         except InvalidName as error:
             reply = Refused("bad_message", str(error)[:200])
         except OSError as error:  # the store could not write it down, so it was not done
