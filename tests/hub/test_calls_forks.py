@@ -97,7 +97,7 @@ def test_a_child_of_a_fork_amid_the_hubs_own_work_is_told_of_the_fork(
     """Not to wait until that work is done, which is its parent's."""
     workers.start()
     call = hub.start_call(workers.name, "work", timeout_s=LONG_S)
-    with hub._connection._line:
+    with hub._connection._line.lock:
         child = fork()
         if child == 0:
             try:

@@ -540,7 +540,7 @@ def test_a_state_that_began_anew_is_seen_though_its_versions_did_too(
             pass
         broker = RuntimeDirectory(runtime).read_broker()
         assert broker is not None
-        with watcher._connection._line:  # it is late
+        with watcher._connection._line.lock:  # it is late
             os.kill(broker.pid, signal.SIGKILL)
             for file in runtime.glob("state.db*"):
                 file.unlink()

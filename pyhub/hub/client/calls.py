@@ -17,8 +17,9 @@ from pyhub.errors import (
     WaitTimeout,
 )
 from pyhub.hub import protocol
-from pyhub.hub.client.connection import Connection, done_in_loop, refusal
+from pyhub.hub.client.connection import Connection, done_in_loop
 from pyhub.hub.client.feed import Feed
+from pyhub.hub.client.refusals import refusal
 from pyhub.hub.client.values import pack, unpack
 from pyhub.hub.protocol import Accepted, Failure, Refused, ReplyBody
 

@@ -1,16 +1,14 @@
-"""A program's line to its broker: a socket around a session, and whose turn it is there."""
+"""How a program asks its broker, from any thread; and the thread that finds the next one."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,24 +18,22 @@ import zmq
 from pyhub._core import process_lease
 from pyhub._deadlines import deadline_after, left_until
 from pyhub._ears import Answer, Ears
-from pyhub._handover import Lock
 from pyhub.errors import (
     AccessDenied,
     BrokerRefused,
     BrokerUnreachable,
-    ChannelClosed,
     ForkedHandle,
     PyhubError,
-    ServiceNotFound,
 )
 from pyhub.hub import protocol
-from pyhub.hub._raw_socket import RawSocket
+from pyhub.hub.client.line import Line
+from pyhub.hub.client.refusals import closed, expected, refusal
 from pyhub.hub.client.session import Ask, OnReply, Program, Question, Session, Unreadable
 from pyhub.hub.protocol import Refused, ReplyBody, RequestBody
 from pyhub.hub.runtime import BrokerConfig, BrokerFile, RuntimeDirectory
 from pyhub.names import lease_path
 
-__all__ = ["Connection", "done_in_loop", "expected", "refusal"]
+__all__ = ["Connection", "done_in_loop"]
 
 _log = logging.getLogger("pyhub.hub")
 
@@ -45,18 +41,8 @@ R = TypeVar("R")
 
 # So often the thread looks whether the broker's process lives.
 _LOOK_S = 0.25
-# What a goodbye is given to leave.
-_LINGER_MS = 200
 # So long a broker is looked for, or waited for while it starts, at a time.
 _SEARCH_S = 3.0
-# A new line has so long to bring its first answer, and twice as long each time that
-# it did not: the handshake takes three round trips, and a slow network's are long.
-_FIRST_ANSWER_S = 1.0
-_LONGEST_FIRST_ANSWER_S = 8.0
-# More than that waits to be sent only if the broker does not read.
-_CROWD = 500
-# Answers that were given to who waits, before the thread is to take them, too.
-_MAX_SEEN = 32
 # Each channel has one, and each reader that waits for notifications; libzmq's own
 # limit is 1023.
 _MAX_SOCKETS = 10_000
@@ -90,35 +76,18 @@ class Connection:
         self._program = program
         self._error: PyhubError | None = None  # why the line is out of order
         self._pid = os.getpid()
-        # The thread in which signals' handlers run, and may raise.
-        self._interruptible = threading.main_thread().ident
         # Kept over reconnections: to the broker it is the same program.
         self._identity = os.urandom(8)
         self._session = Session(self._hello, program, self._turned_away)
         self._is_closed = False
-        # Who has the line, sends and receives for all: the connection's thread, or one
-        # that has something to send, or waits for something, and spares so a change
-        # of threads.
-        self._line = Lock()
         self._ears = Ears()
-        # Appending is something that a finalizer and a signal handler may do too.
-        self._inbox: deque[Question] = deque()
-        self._unsent: deque[bytes] = deque()  # for which the socket had no room
-        self._received: deque[bytes] = deque()  # and not taken yet
-        self._n_seen = 0  # how many of these are with those who wait for them already
+        self._line = Line(self._session, self._ears, self._unreadable)
         # Those that are waited for, to be told of failures: as long as they are, however
         # that ends.
         self._waiting: weakref.WeakValueDictionary[int, Answer[Any]] = weakref.WeakValueDictionary()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.context.max_sockets = _MAX_SOCKETS
-        self._socket: RawSocket | None = None
-        self._broker: BrokerFile | None = None  # at the other end of it
-        self._first_answer_s = _FIRST_ANSWER_S
-        self._answer_by = 0.0  # until then, it is not given up
-        self._is_mute = False  # whether it has brought nothing yet
-        # Whether another thread left the line in who knows what state; or why for good.
-        self._is_torn = False
-        self._fault: Exception | None = None
+        self._broker: BrokerFile | None = None  # at the other end of the line
         self._ended: Answer[None] = Answer()
         self._thread = threading.Thread(target=self._run, name="pyhub-hub", daemon=True)
         self._thread.start()
@@ -220,9 +189,9 @@ class Connection:
 
         self._waiting[id(answer)] = answer
         ask = Ask(body, take, is_wanted=lambda: not answer.is_done, on_glance=glance)
-        self._put(ask, is_urgent=True)
+        self._line.put(ask, is_urgent=True)
         if self._is_closed:  # meanwhile: the thread may not see it any more
-            self._fail(_closed())
+            self._fail(closed())
         return answer
 
     def answer(self) -> Answer[Any]:
@@ -247,7 +216,7 @@ class Connection:
     def listen_while(self, is_needed: Callable[[], bool], deadline: float) -> bool:
         """Take what comes as long as it is needed; whether this thread could."""
         self.check_fork()
-        return self._ears.listen_while(is_needed, self._receive, self._line, deadline)
+        return self._ears.listen_while(is_needed, self._line.receive, self._line.lock, deadline)
 
     def nudge(self) -> None:
         """Have whoever listens look whether that is still needed."""
@@ -260,12 +229,12 @@ class Connection:
         may call it. `is_news`: an introduction says the same.
         """
         if self._pid == os.getpid() and not self._is_closed:
-            self._put(Ask(body, None, is_news))
+            self._line.put(Ask(body, None, is_news))
 
     @property
     def is_crowded(self) -> bool:
         """Whether much waits to be sent: what can be left out, should be."""
-        return len(self._inbox) + len(self._unsent) > _CROWD
+        return self._line.is_crowded
 
     def put_later(self, ask: Question, delay_s: float) -> None:
         """Have something asked after a while; for who has the line."""
@@ -275,7 +244,7 @@ class Connection:
     def put(self, ask: Question) -> None:
         """Have something asked, at once if the line is free; not for finalizers."""
         if self._pid == os.getpid() and not self._is_closed:
-            self._put(ask, is_urgent=True)
+            self._line.put(ask, is_urgent=True)
 
     def check(self) -> None:
         """Raise if no request can be made: after `close`, a fork, or amid another one."""
@@ -283,13 +252,13 @@ class Connection:
         if self._error is not None:
             raise self._error
         if self._is_closed:
-            raise _closed()
+            raise closed()
         self.check_turn()
 
     @property
     def is_amid(self) -> bool:
         """Whether this very thread holds up, below, what it would wait for."""
-        return self._line.is_mine or self._program.is_held
+        return self._line.lock.is_mine or self._program.is_held
 
     def check_turn(self) -> None:
         """Raise where nothing can be waited for, as `is_amid` says."""
@@ -336,68 +305,9 @@ class Connection:
             "  Frames in shared memory flow on without it."
         )
 
-    def _put(self, ask: Question, is_urgent: bool = False) -> None:
-        if is_urgent:
-            with self._line.attempt() as is_free:
-                if is_free and self._post(ask):
-                    return
-        self._inbox.append(ask)
-        self._ears.call()
-
-    def _post(self, ask: Question) -> bool:
-        """Send at once what is asked, in any thread that has the line; whether that can be.
-
-        A handler may raise at any point: each thing is done after what makes up for
-        it, should it be the last.
-        """
-        if self._socket is None or self._inbox or self._unsent:
-            return False
-        frame = self._session.compose(ask, time.monotonic())
-        if frame is None:
-            return False
-        self._unsent.append(frame)
-        self._flush(self._socket)
-        # To send may make the descriptor quiet, though something has come.
-        self._socket.gather(self._received)
-        if self._n_seen < len(self._received) or self._unsent:
-            self._receive()
-        return True
-
-    def _receive(self) -> None:
-        """Take what has come, as far as this thread may, which has the line."""
-        if threading.get_ident() == self._interruptible:
-            self._look()
-            return
-        try:
-            self._exchange()
-        except (RecursionError, MemoryError):
-            # This thread's limits, and no fault of the line's: the next one begins with
-            # everything that matters.
-            self._is_torn = True
-            self._ears.call()
-            _log.exception("a thread failed amid the line to the broker; it is made anew")
-        except Exception as error:  # ends it, in whichever thread it came up
-            self._fault = error
-            self._ears.call()
-
-    def _look(self) -> None:
-        """Receive, in the main thread: only look for what is waited for, and leave the rest.
-
-        A handler may raise at any point, and what was received must be taken once.
-        """
-        if self._socket is None:
-            return
-        self._socket.gather(self._received)
-        # In their order: what waits behind something that has to be taken, waits as well.
-        received = self._received
-        if all(map(self._session.glance, itertools.islice(received, self._n_seen, None))):
-            self._n_seen = len(received)
-        if self._n_seen < len(received) or len(received) > _MAX_SEEN or self._unsent:
-            self._ears.call()
-
     def _give_up(self, answer: Answer[Any]) -> None:
         if not answer.is_done:
-            answer.fail(_closed())  # nobody waits for it any more
+            answer.fail(closed())  # nobody waits for it any more
 
     # --- The thread ---
 
@@ -405,35 +315,28 @@ class Connection:
         next_beat = next_look = 0.0
         try:
             while not self._is_closed:
-                with self._line:
-                    if self._fault is not None:
-                        raise self._fault
-                    if self._is_torn:
-                        self._is_torn = False
-                        self._disconnect()
-                    # First: an answer may have come while this thread had to wait.
-                    if self._socket is not None:
-                        self._socket.gather(self._received)
-                    self._take_received()
+                with self._line.lock:
+                    self._line.take_over()
                     now = time.monotonic()
-                    if self._session.is_overdue(now) and now >= self._answer_by:
-                        self._disconnect()
+                    if self._line.is_overdue(now):
+                        self._line.close()
                     if self._broker is not None and now >= next_look:
                         next_look = now + _LOOK_S
                         if not self._broker.is_alive():
-                            self._disconnect()
-                if self._socket is None:
+                            self._line.close()
+                if not self._line.is_open:
                     self._connect()
-                with self._line:
+                with self._line.lock:
                     if now >= next_beat:
                         next_beat = now + self._session.heartbeat_s
                         for ask in self._program.report():
                             self._session.ask(ask)
-                    self._exchange()
-                    wait_s = self._rest_s()
+                    self._line.exchange()
+                    wait_s = self._line.rest_s(_LOOK_S)
                 self._ears.rest(wait_s)
-            with self._line:
-                self._say_goodbye()
+            with self._line.lock:
+                self._fail(closed())
+                self._line.say_goodbye()
         except BaseException as error:
             _log.exception("the line to the broker is out of order")
             self._error = BrokerUnreachable(
@@ -443,60 +346,16 @@ class Connection:
             self._is_closed = True
             self._fail(self._error)
             self._program.end(self._error)
-            with self._line:
-                self._disconnect()
+            with self._line.lock:
+                self._line.close()
         finally:
-            self._fail(_closed())
+            self._fail(closed())
             self._ended.set(None)
             self._ears.close()
             self.context.term()
 
-    def _rest_s(self) -> float:
-        if self._socket is None or self._unsent:  # of room, the descriptor tells
-            return _LOOK_S
-        due = max(self._session.due(), self._answer_by)
-        return min(max(due - time.monotonic(), 0.0), _LOOK_S)
-
-    def _exchange(self) -> None:
-        """Take what has come, and send what is to be sent, until there is neither."""
-        is_full = False
-        while True:
-            if self._socket is not None:
-                self._socket.gather(self._received)
-            self._take_received()
-            while self._inbox:
-                self._session.ask(self._inbox.popleft())
-            if self._socket is not None and not self._unsent:
-                self._unsent.extend(self._session.outgoing(time.monotonic()))
-            if self._socket is None or is_full or not self._unsent:
-                break
-            # To send may make the descriptor quiet, though something has come.
-            self._flush(self._socket)
-            is_full = bool(self._unsent)
-
-    def _take_received(self) -> None:
-        self._n_seen = 0
-        while self._received:
-            self._take(self._received.popleft())
-
-    def _flush(self, line: RawSocket) -> None:
-        while self._unsent and line.send(self._unsent[0]):  # else it does not read: later
-            self._unsent.popleft()
-
-    def _take(self, frame: bytes) -> None:
-        if self._is_mute:
-            self._is_mute, self._answer_by, self._first_answer_s = False, 0.0, _FIRST_ANSWER_S
-        try:
-            self._session.receive(frame, time.monotonic())
-        except Unreadable as error:
-            self._fail(
-                BrokerRefused(
-                    f"the broker's answer cannot be read: {error}.\n"
-                    "  It may run another version of pyhub: restart it."
-                )
-            )
-
     def _connect(self) -> None:
+        self._broker = None
         try:
             broker = self._runtime.find_broker(self._config, time.monotonic() + _SEARCH_S)
             keys = self._runtime.client_keys(self._config)
@@ -509,22 +368,22 @@ class Connection:
         except OSError as error:
             self._fail(error)
             return
-        line = self.context.socket(zmq.DEALER)
+        socket = self.context.socket(zmq.DEALER)
         try:
-            line.linger = 0
-            line.identity = self._identity
-            line.curve_serverkey = broker.public_key.encode()
-            line.curve_publickey = keys.public.encode()
-            line.curve_secretkey = keys.secret.encode()
-            line.maxmsgsize = protocol.MAX_REPLY_BYTES
-            line.rcvhwm = 10_000
-            line.heartbeat_ivl = 1000
-            line.heartbeat_timeout = 3000
-            line.reconnect_ivl = 100
-            line.reconnect_ivl_max = 1000
-            line.connect(broker.endpoint)
+            socket.linger = 0
+            socket.identity = self._identity
+            socket.curve_serverkey = broker.public_key.encode()
+            socket.curve_publickey = keys.public.encode()
+            socket.curve_secretkey = keys.secret.encode()
+            socket.maxmsgsize = protocol.MAX_REPLY_BYTES
+            socket.rcvhwm = 10_000
+            socket.heartbeat_ivl = 1000
+            socket.heartbeat_timeout = 3000
+            socket.reconnect_ivl = 100
+            socket.reconnect_ivl_max = 1000
+            socket.connect(broker.endpoint)
         except zmq.ZMQError as error:  # another one may be written down in a moment
-            line.close()
+            socket.close()
             self._fail(
                 BrokerUnreachable(
                     f"no line can be made to {broker.endpoint!r}: {error}.\n"
@@ -532,37 +391,9 @@ class Connection:
                 )
             )
             return
-        with self._line:
-            self._socket, self._broker = RawSocket(line), broker
-            self._ears.open(line.fileno())
-            self._is_mute = True
-            self._answer_by = time.monotonic() + self._first_answer_s
-            self._session.begin_line(time.monotonic())
-
-    def _disconnect(self) -> None:
-        if self._socket is not None:
-            self._ears.shut()
-            self._socket.close(0)
-            self._socket = self._broker = None
-            self._unsent.clear()
-            self._received.clear()
-            self._n_seen = 0
-            if self._is_mute:
-                self._first_answer_s = min(2 * self._first_answer_s, _LONGEST_FIRST_ANSWER_S)
-            self._session.lost_line()
-
-    def _say_goodbye(self) -> None:
-        self._fail(_closed())
-        if self._socket is None:
-            return
-        if self._session.is_known:
-            while self._inbox:
-                self._session.ask(self._inbox.popleft())
-            self._session.ask(Ask(protocol.Goodbye()))
-            self._exchange()
-        self._ears.shut()
-        self._socket.close(_LINGER_MS)
-        self._socket = None
+        with self._line.lock:
+            self._broker = broker
+            self._line.open(socket)
 
     def _hello(self, version: int) -> protocol.Hello:
         return protocol.Hello(
@@ -580,6 +411,14 @@ class Connection:
         self._fail(error)
         if isinstance(error, AccessDenied):
             self._program.end(error)
+
+    def _unreadable(self, error: Unreadable) -> None:
+        self._fail(
+            BrokerRefused(
+                f"the broker's answer cannot be read: {error}.\n"
+                "  It may run another version of pyhub: restart it."
+            )
+        )
 
     def _fail(self, error: BaseException) -> None:
         """Tell all who wait that they wait in vain."""
@@ -614,33 +453,3 @@ def _own_name() -> str:
     # A package that was run by python -m is known by its directory.
     name = path.parent.name if path.name == "__main__.py" else path.name
     return os.fsencode(name).decode(errors="replace")[:120]
-
-
-def expected(reply: ReplyBody, expect: type[R]) -> R:
-    """Return `reply` if it is an `expect`; a refusal is raised."""
-    if isinstance(reply, Refused):
-        raise refusal(reply)
-    if not isinstance(reply, expect):
-        raise BrokerRefused(
-            f"the broker answered {type(reply).__name__}, not {expect.__name__}.\n"
-            "  It runs another version of pyhub: restart it."
-        )
-    return reply
-
-
-def refusal(refused: Refused) -> PyhubError:
-    """Return the error that a refusal is to a caller."""
-    if refused.code == "not_allowed":
-        return AccessDenied(
-            f"the broker refused: {refused.reason}.\n"
-            "  Its list of clients says who may do what: ask whoever keeps it."
-        )
-    if refused.code in ("no_service", "no_command"):
-        return ServiceNotFound(refused.reason)
-    if refused.code == "taken":
-        return BrokerRefused(f"{refused.reason}.\n  End that program, or use what it offers.")
-    return BrokerRefused(f"the broker refused ({refused.code}): {refused.reason}")
-
-
-def _closed() -> ChannelClosed:
-    return ChannelClosed("this hub was shut down.\n  Make a new MessageHub.")

@@ -8,8 +8,9 @@ from typing import Any
 
 from pyhub.errors import CodecError, VersionConflict
 from pyhub.hub import protocol
-from pyhub.hub.client.connection import Connection, expected
+from pyhub.hub.client.connection import Connection
 from pyhub.hub.client.entries import StateEntry
+from pyhub.hub.client.refusals import expected
 from pyhub.hub.client.values import pack
 from pyhub.hub.client.watching import StateFeed, Watching
 from pyhub.names import check_topic

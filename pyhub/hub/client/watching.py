@@ -12,8 +12,9 @@ from pyhub._handover import keep_newest
 from pyhub.codec import encode_value
 from pyhub.hub import protocol
 from pyhub.hub.client import entries
-from pyhub.hub.client.connection import Connection, expected, refusal
+from pyhub.hub.client.connection import Connection
 from pyhub.hub.client.feed import MAX_ITEMS, Feed
+from pyhub.hub.client.refusals import expected, refusal
 from pyhub.hub.client.session import Ask
 from pyhub.hub.protocol import Event, ReplyBody, StateEntry
 from pyhub.names import check_pattern, pattern
