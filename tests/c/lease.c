@@ -55,16 +55,35 @@ static void wait_for_the_end(void)
     _exit(read(lifeline[0], &byte, 1) != 0);
 }
 
+/* Returns in the parent when the child is at work: until then it may have its
+ * parent's files, as that may die before it has done a step. */
+static pid_t fork_one_at_work(void)
+{
+    int ends[2];
+    char byte = 0;
+    CHECK(pipe2(ends, O_CLOEXEC) == 0);
+    const pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        CHECK(write(ends[1], &byte, 1) == 1);
+    } else {
+        CHECK(read(ends[0], &byte, 1) == 1);
+    }
+    close(ends[0]);
+    close(ends[1]);
+    return child;
+}
+
 static void leave_a_child(void)
 {
-    if (fork() == 0) {
+    if (fork_one_at_work() == 0) {
         wait_for_the_end();
     }
 }
 
 static void leave_a_child_with_a_lease(void)
 {
-    if (fork() == 0) {
+    if (fork_one_at_work() == 0) {
         uint64_t own;
         CHECK(phb_lease_own(files.leases, &own) == PHB_OK);
         wait_for_the_end();
@@ -73,7 +92,7 @@ static void leave_a_child_with_a_lease(void)
 
 static void leave_a_program(void)
 {
-    if (fork() == 0) {
+    if (fork_one_at_work() == 0) {
         dup2(lifeline[0], STDIN_FILENO);
         execlp("cat", "cat", (char *)NULL);
         _exit(1);

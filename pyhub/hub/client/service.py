@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from pyhub._handover import Lock
-from pyhub.errors import BrokerUnreachable, CallCancelled, PyhubError
+from pyhub.errors import BrokerUnreachable, CallCancelled, ForkedHandle, PyhubError
 from pyhub.hub import protocol
 from pyhub.hub.client.command import BadArguments, Command
 from pyhub.hub.client.connection import Connection
@@ -179,9 +179,18 @@ class Service:
         return before
 
     def _work(self) -> None:
-        while (task := self._next()) is not None:
-            execute, job = task
-            self._services.done(self._do(execute, job))
+        try:
+            while (task := self._next()) is not None:
+                execute, job = task
+                self._services.done(self._do(execute, job))
+        except ForkedHandle as error:
+            _log.error(
+                "a command of service %r forked, and its child came back: %s", self.name, error
+            )
+            if threading.active_count() == 1:
+                # Were the last thread to end by itself, libraries would end without Python,
+                # and those that need it there abort.
+                os._exit(1)
 
     def _next(self) -> tuple[protocol.Execute, Job] | None:
         connection = self._services.connection
