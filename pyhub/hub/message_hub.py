@@ -292,7 +292,8 @@ class MessageHub:
         ``@hub.service("cam1")`` before a function offers it at once. Calls are
         done in `threads` threads of the service's own, so one at a time by default.
         Other programs may offer the same service, and share its calls; with
-        `exclusive` they may not, as befits hardware.
+        `exclusive` they may not, as befits hardware. A function that forks ends its
+        child itself (``os._exit``): one that comes back has no hub, and is ended.
 
         Raises
         ------
