@@ -550,13 +550,14 @@ def test_a_program_that_serves_ends_in_order_when_it_is_told_to(
 ) -> None:
     child = spawn(
         """
-        import sys
+        import sys, threading, traceback
         from pyhub import BrokerConfig, MessageHub
 
         with MessageHub(BrokerConfig(runtime_dir=sys.argv[1], autostart=False)) as hub:
             @hub.service(sys.argv[2])
-            def work() -> str:
-                return "done"
+            def where() -> list[str]:
+                main = sys._current_frames()[threading.main_thread().ident]
+                return [frame.name for frame in traceback.extract_stack(main)]
 
             print("serves", flush=True)
             hub.serve()
@@ -567,7 +568,7 @@ def test_a_program_that_serves_ends_in_order_when_it_is_told_to(
         name,
     )
     assert line(child) == "serves"
-    assert hub.call(name, "work") == "done"
+    assert eventually(lambda: hub.call(name, "where")[1:] == ["serve", "wait_for_end"], 30)
     child.send_signal(end)
     assert line(child) == "ended"
     assert line(child) == "<MessageHub: closed"
