@@ -770,8 +770,8 @@ def test_ctrl_c_ends_a_wait(shared: BrokerConfig, name: str, spawn: Spawn) -> No
             lambda: hub.wait_for_readers("nothing", 1),
         ):
             timer = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT])
-            timer.start()
             try:
+                timer.start()
                 wait()
             except KeyboardInterrupt:
                 print("interrupted", flush=True)
