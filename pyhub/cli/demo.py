@@ -70,9 +70,10 @@ def command(
         _save(dashboard, picture)
     click.echo(f"{dashboard.n_frames} frames flowed; all processes have ended")
     click.echo(
-        "Each was a command of its own. Next, in two terminals:\n"
+        "Each part was a program of its own. Next, in two terminals:\n"
         f"  {_pyhub()} sim --name {name}\n"
-        f"  {_pyhub()} tap {name}"
+        f"  {_pyhub()} tap {name}\n"
+        "Then your own detector: copy examples/python/camera.py."
     )
 
 

@@ -33,7 +33,9 @@ def test_it_ends_by_itself_and_leaves_nothing(cli: Any) -> None:
         assert "frames flowed" in small.out.replace("\n", ""), "it fits into a small terminal"
     assert demo.code == 0, demo
     assert re.search(r"^\d+ frames flowed; all processes have ended$", demo.out, re.MULTILINE)
-    _, sim, tap = demo.out.splitlines()[-3:]
+    _, sim, tap, own = demo.out.splitlines()[-4:]
+    (script,) = re.findall(r"\S+\.py", own)
+    assert (Path(__file__).parents[2] / script).exists()
     for line in (sim, tap):  # what to do next can be done
         assert "Usage: " in subprocess.check_output(["sh", "-c", f"{line} --help"], text=True)
     assert cli.running() == []
