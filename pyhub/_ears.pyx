@@ -133,11 +133,11 @@ cdef class Ears:
 
     cdef int _epoll
     cdef Wake _wake  # the owner's
-    cdef Wake _nudge  # the listener's
+    cdef Wake _nudge  # of who stands in
     cdef int _descriptor
-    cdef unsigned long _stand_in  # who stands in
+    cdef unsigned long _stand_in  # which thread that is; 0: none
     cdef int _depth
-    cdef uint64_t n_nudges  # of who stands in
+    cdef uint64_t n_nudges
     cdef bint _is_closed
     cdef pid_t _pid
 

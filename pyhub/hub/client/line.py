@@ -120,9 +120,7 @@ class Line:
         if self._socket is None:
             return
         if self._session.is_known:
-            while self._inbox:
-                self._session.ask(self._inbox.popleft())
-            self._session.ask(Ask(protocol.Goodbye()))
+            self._inbox.append(Ask(protocol.Goodbye()))
             self.exchange()
         self._ears.shut()
         self._socket.close(_LINGER_MS)
@@ -223,8 +221,8 @@ class Line:
         while self._received:
             self._take(self._received.popleft())
 
-    def _flush(self, line: RawSocket) -> None:
-        while self._unsent and line.send(self._unsent[0]):  # else it does not read: later
+    def _flush(self, socket: RawSocket) -> None:
+        while self._unsent and socket.send(self._unsent[0]):  # else it does not read: later
             self._unsent.popleft()
 
     def _take(self, frame: bytes) -> None:
