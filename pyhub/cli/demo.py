@@ -73,7 +73,7 @@ def command(
         "Each part was a program of its own. Next, in two terminals:\n"
         f"  {_pyhub()} sim --name {name}\n"
         f"  {_pyhub()} tap {name}\n"
-        "Then your own detector: copy examples/python/camera.py."
+        "Then your own detector: the source's examples/python/camera.py is a beginning."
     )
 
 

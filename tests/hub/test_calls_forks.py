@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -32,18 +33,23 @@ def test_a_forks_child_is_told_to_make_a_hub_of_its_own(hub: MessageHub, name: s
         assert "Make a MessageHub of its own in the child" in told.read()
 
 
-def test_a_call_is_not_waited_for_in_a_forks_child(hub: MessageHub, workers: Workers) -> None:
-    workers.start()
-    call = hub.start_call(workers.name, "wait", x=1, timeout_s=LONG_S)
+def status_of_a_child(ask: Callable[[], object]) -> int:
+    """Fork, and have the child ask for something: 0 if it is told of the fork."""
     child = fork()
     if child == 0:
         try:
-            call.result()
+            ask()
         except ForkedHandle:
             os._exit(0)
         finally:
             os._exit(1)
-    assert exit_status(child) == 0
+    return exit_status(child)
+
+
+def test_a_call_is_not_waited_for_in_a_forks_child(hub: MessageHub, workers: Workers) -> None:
+    workers.start()
+    call = hub.start_call(workers.name, "wait", x=1, timeout_s=LONG_S)
+    assert status_of_a_child(call.result) == 0
     workers.go(1)
     assert call.result()[0] == 1
 
@@ -98,15 +104,7 @@ def test_a_child_of_a_fork_amid_the_hubs_own_work_is_told_of_the_fork(
     workers.start()
     call = hub.start_call(workers.name, "work", timeout_s=LONG_S)
     with hub._connection._line.lock:
-        child = fork()
-        if child == 0:
-            try:
-                call.result()
-            except ForkedHandle:
-                os._exit(0)
-            finally:
-                os._exit(1)
-    assert exit_status(child) == 0
+        assert status_of_a_child(call.result) == 0
     call.result()
 
 
